@@ -1,0 +1,204 @@
+"""Every error that cowtree raises, drawn as one family.
+
+    CowtreeError                 1  anything else of ours; a PlacedError is one of one file
+    ├── WrongUse                 2  the words of the command; nothing was opened
+    ├── ImageError               3  the bytes of one image break the format's rules
+    │   ├── NotAnImage           4  the file is not in the format that was named
+    │   ├── TruncatedImage       5  the file ends before something that it points at
+    │   ├── BrokenHeader         6  a header field or extension breaks a rule
+    │   ├── BrokenTable          7  an L1, L2, refcount or snapshot table breaks a rule
+    │   │   └── BrokenCluster    7  a compressed cluster cannot be inflated
+    │   ├── UnknownFeature       8  an incompatible feature bit that we may not ignore
+    │   └── MarkedCorrupt        9  somebody set the corrupt bit: no writes
+    ├── ChainError              10  one image is sound, but the chain is not
+    │   ├── MissingImage        11  a file of the chain cannot be opened
+    │   ├── LoopInChain         12  a file backs itself, directly or through others
+    │   ├── ChainTooDeep        13  more than 256 layers
+    │   └── NotInChain          14  a named base or top is not a layer of this chain
+    ├── Refused                 15  sound images, legal words, but the act would lose data
+    ├── ImageLocked             16  another process has the image open
+    └── StorageFailed           17  the system refused: no space, input/output error, no permission
+
+The number is the exit status of cowtree's own commands; `cowtree img` exits as qemu-img does. Facts are fields,
+`text` says what is wrong and where, `hint` what to do next.
+"""
+
+from typing import Any, ClassVar
+
+
+def with_advice(text: str, advice: str) -> str:
+    """A message, and behind it what to do next if there is something."""
+    return f"{text}{'' if text.endswith(('.', '?')) else '.'} Try: {advice}" if advice else text
+
+
+class CowtreeError(Exception):
+    """Something that cowtree can name; its fields are the facts."""
+
+    exit_status: ClassVar[int] = 1
+    text: ClassVar[str] = "{reason}"
+    hint: ClassVar[str] = ""
+
+    def __init__(self, **facts: Any) -> None:
+        self.facts = facts
+        super().__init__(self.message)
+
+    @property
+    def reason(self) -> str:
+        """What is wrong, without the hint and without the place that a fact `path` names."""
+        return self.text.format(**self.facts)
+
+    @property
+    def message(self) -> str:
+        """What is wrong and where, without the hint."""
+        return self.reason
+
+    @property
+    def advice(self) -> str:
+        """What to do next; empty when there is nothing better than the message."""
+        hint = str(self.facts.get("hint") or self.hint)
+        # Not `format`: a hint may hold a file name, and that may hold braces.
+        for name, value in self.facts.items():
+            hint = hint.replace(f"{{{name}}}", str(value))
+        return hint
+
+    def __str__(self) -> str:
+        return with_advice(self.message, self.advice)
+
+
+class WrongUse(CowtreeError):
+    """The words of the command make no sense together."""
+
+    exit_status = 2
+
+
+class PlacedError(CowtreeError):
+    """An error of one file, whose path goes before the reason. Facts: path; overlay, when it was opened to back one."""
+
+    @property
+    def message(self) -> str:
+        """What is wrong and where, without the hint."""
+        backs = f" (it backs {self.facts['overlay']})" if "overlay" in self.facts else ""
+        return f"{self.facts['path']}: {self.reason}{backs}"
+
+
+class ImageError(PlacedError):
+    """One image breaks the rules of its format."""
+
+    exit_status = 3
+    hint = "cowtree img check {path}"
+
+
+class NotAnImage(ImageError):
+    """The file is not in the format that was named."""
+
+    exit_status = 4
+    text = "Image is not in {format} format"
+    hint = "cowtree img info {path}, or name the right format with -f"
+
+
+class TruncatedImage(ImageError):
+    """The file ends too early."""
+
+    exit_status = 5
+    text = "{what} at byte {offset} needs {length} bytes, but the file ends at {size_bytes}"
+    hint = "copy the image again from where it came from; it was cut short"
+
+
+class BrokenHeader(ImageError):
+    """A header field or extension breaks a rule of the specification."""
+
+    exit_status = 6
+    hint = "restore the first cluster of {path} from a copy"
+
+
+class BrokenTable(ImageError):
+    """A table entry breaks a rule of the specification."""
+
+    exit_status = 7
+
+
+class BrokenCluster(BrokenTable):
+    """A compressed cluster cannot be inflated; the tables that lead to it are right."""
+
+
+class UnknownFeature(ImageError):
+    """An incompatible feature that this program may not ignore."""
+
+    exit_status = 8
+    text = "Unsupported qcow2 feature(s): {features}"
+    hint = "open it with the program that made it, and convert it to an image without that feature"
+
+
+class MarkedCorrupt(ImageError):
+    """The corrupt bit is set, so nothing may be written."""
+
+    exit_status = 9
+    text = "Image is corrupt; cannot be opened read/write"
+    hint = "cowtree img check -r all {path}"
+
+
+class ChainError(PlacedError):
+    """The layers of a chain do not fit together."""
+
+    exit_status = 10
+
+
+class MissingImage(ChainError):
+    """A file of the chain cannot be opened."""
+
+    exit_status = 11
+    hint = "see whether the name is right, and the folder"
+
+    @property
+    def advice(self) -> str:
+        """What to do next; a name that an overlay holds can be changed there. Facts: overlay, where there is one."""
+        overlay, hint = self.facts.get("overlay"), self.facts.get("hint")
+        if overlay is None or hint is not None:
+            return super().advice
+        return f"put the file back, or name the right one: cowtree img rebase -u -b BASE -F FORMAT {overlay}"
+
+
+class LoopInChain(ChainError):
+    """A file backs itself."""
+
+    exit_status = 12
+    text = "backing file '{backing}' loops back to a layer above it"
+    hint = "cowtree img rebase -u -b RIGHT_BASE -F FORMAT {path}"
+
+
+class ChainTooDeep(ChainError):
+    """The chain is deeper than anything we would open."""
+
+    exit_status = 13
+    text = "the chain below it is deeper than {limit} layers"
+    hint = "merge some of its layers with the tool that made them"
+
+
+class NotInChain(ChainError):
+    """A named layer is not in the chain."""
+
+    exit_status = 14
+    text = "Did not find '{wanted}' in the backing chain of '{path}'"
+    hint = "cowtree img info --backing-chain {path}"
+
+
+class Refused(CowtreeError):
+    """The images are sound, but the act would lose what a guest can see."""
+
+    exit_status = 15
+
+
+class ImageLocked(CowtreeError):
+    """Another process has the image open in a way that excludes ours."""
+
+    exit_status = 16
+    text = "Failed to get {what} lock\nIs another process using the image [{path}]?"
+    hint = "stop the guest that uses {path}, or read it with -U"
+
+
+class StorageFailed(PlacedError):
+    """The operating system refused a read, a write or a flush."""
+
+    exit_status = 17
+    text = "{action} failed: {reason}"
+    hint = "check space and health of the disk, then run the same command again: it goes on where it stopped"
