@@ -1,0 +1,103 @@
+"""What every storage promises, whatever is behind it.
+
+- Offsets and lengths are bytes. Reads are never short: bytes past the end are zeroes.
+- A write past the end makes the storage longer; what lies between reads as zeroes.
+- After `flush` returns, everything that was written earlier survives a power loss. When `flush` has failed once it
+  fails for ever: the kernel may have dropped the pages, so no later success can be believed.
+- Nothing changes a storage that was opened for reading: `pwrite` and its kin raise `StorageFailed`.
+- Every failure of the system is `StorageFailed` with the path, the action and the reason.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+Bytes = bytes | bytearray | memoryview
+
+
+class Span(NamedTuple):
+    """A range of a storage: either it may hold data, or it is a hole that reads as zeroes."""
+
+    start: int
+    length: int
+    is_data: bool
+
+
+class Storage(Protocol):
+    """An array of bytes that can be made durable."""
+
+    @property
+    def path(self) -> str:
+        """What people call it; for messages."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Where it ends now."""
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """Read exactly `length` bytes."""
+
+    def preadv(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Fill the writable buffers, one behind the other, from `offset` on."""
+
+    def pwrite(self, offset: int, data: Bytes) -> None:
+        """Write all of `data`."""
+
+    def write_zeroes(self, offset: int, length: int) -> None:
+        """Make the range read as zeroes, as a hole where that is possible; never changes the data around it."""
+
+    def allocate(self, offset: int, length: int) -> None:
+        """Give the range space of its own on disk, where that is possible; what it reads as stays."""
+
+    def truncate(self, size_bytes: int) -> None:
+        """Set where it ends; what is added reads as zeroes."""
+
+    def extents(self, offset: int, length: int) -> Iterator[Span]:
+        """Split the range, up to its end or the end of the storage, into data and holes, in order."""
+
+    def prefetch(self, offset: int, length: int) -> None:
+        """Hint that the range is read soon. May do nothing; never fails."""
+
+    def flush(self) -> None:
+        """Make everything written so far durable."""
+
+    def close(self) -> None:
+        """Give the descriptor and the locks back. Does not flush. May be called twice."""
+
+
+class Access:
+    """How a file is opened, and which of QEMU's locks its holder takes.
+
+    READ     reads, and keeps others from writing          (what qemu-img takes for reading)
+    WRITE    reads and writes, and keeps all others out    (what qemu-img takes for writing)
+    SHARED   reads, whatever others do (`-U`)
+    """
+
+    READ = "read"
+    WRITE = "write"
+    SHARED = "shared"
+
+
+class FileSystem(Protocol):
+    """Where files are opened, made, renamed and removed. Paths are absolute or relative to the process."""
+
+    def open(self, path: str, access: str) -> Storage:
+        """Open a file that is there.
+        Raises: MissingImage when it cannot be opened, ImageLocked when its locks say no.
+        """
+
+    def create(self, path: str, mode: int) -> Storage:
+        """Make an empty file with exactly these permission bits, or empty what a killed run left; locked for writing.
+        Raises: StorageFailed, ImageLocked when somebody else is making the same file.
+        """
+
+    def identity(self, path: str) -> tuple[int, int]:
+        """The (device, inode) that makes two names one file, links followed. Raises: MissingImage."""
+
+    def rename(self, source: str, target: str) -> None:
+        """Replace `target` by `source` in one step; durable after `sync_folder`."""
+
+    def unlink(self, path: str) -> None:
+        """Remove a name; durable after `sync_folder`."""
+
+    def sync_folder(self, path: str) -> None:
+        """Make the names in this folder durable."""

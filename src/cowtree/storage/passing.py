@@ -1,0 +1,93 @@
+"""Files that pass every call on to the files that they wrap: what each wrapper starts from."""
+
+from collections.abc import Iterator, Sequence
+
+from cowtree.storage.contract import Bytes, FileSystem, Span, Storage
+
+
+class PassingFiles:
+    """Passes every call on. A wrapper overrides what it is there for."""
+
+    def __init__(self, inner: FileSystem) -> None:
+        self.inner = inner
+
+    def open(self, path: str, access: str) -> Storage:
+        """Open a file that is there."""
+        return self.inner.open(path, access)
+
+    def create(self, path: str, mode: int) -> Storage:
+        """Make an empty file."""
+        return self.inner.create(path, mode)
+
+    def identity(self, path: str) -> tuple[int, int]:
+        """What makes two names one file."""
+        return self.inner.identity(path)
+
+    def rename(self, source: str, target: str) -> None:
+        """Replace `target` by `source`."""
+        self.inner.rename(source, target)
+
+    def unlink(self, path: str) -> None:
+        """Remove a name."""
+        self.inner.unlink(path)
+
+    def sync_folder(self, path: str) -> None:
+        """Make the names in this folder durable."""
+        self.inner.sync_folder(path)
+
+
+class PassingFile:
+    """Passes every call on."""
+
+    def __init__(self, inner: Storage) -> None:
+        self.inner = inner
+
+    @property
+    def path(self) -> str:
+        """What people call it."""
+        return self.inner.path
+
+    @property
+    def size_bytes(self) -> int:
+        """Where it ends now."""
+        return self.inner.size_bytes
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """Read exactly `length` bytes."""
+        return self.inner.pread(offset, length)
+
+    def preadv(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Fill the buffers."""
+        self.inner.preadv(offset, buffers)
+
+    def pwrite(self, offset: int, data: Bytes) -> None:
+        """Write all of `data`."""
+        self.inner.pwrite(offset, data)
+
+    def write_zeroes(self, offset: int, length: int) -> None:
+        """Make the range read as zeroes."""
+        self.inner.write_zeroes(offset, length)
+
+    def allocate(self, offset: int, length: int) -> None:
+        """Give the range space of its own."""
+        self.inner.allocate(offset, length)
+
+    def truncate(self, size_bytes: int) -> None:
+        """Set where it ends."""
+        self.inner.truncate(size_bytes)
+
+    def extents(self, offset: int, length: int) -> Iterator[Span]:
+        """Split the range into data and holes."""
+        return self.inner.extents(offset, length)
+
+    def prefetch(self, offset: int, length: int) -> None:
+        """Pass the hint on."""
+        self.inner.prefetch(offset, length)
+
+    def flush(self) -> None:
+        """Make everything written so far durable."""
+        self.inner.flush()
+
+    def close(self) -> None:
+        """Give the descriptor and the locks back."""
+        self.inner.close()
