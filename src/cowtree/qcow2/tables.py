@@ -1,0 +1,216 @@
+"""L1 and L2 tables: entries into extents, and every rule about one entry.
+
+A `Tables` holds only the L2 tables that exist, so a sparse image costs what it holds. Entries are native uint64 in
+memory and big-endian on disk. With subclusters an entry is a pair: the entry itself and its bitmap.
+"""
+
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cowtree.errors import BrokenTable
+from cowtree.extents import ALLOCATED, COMPRESSED, DATA, ZERO, Extents, Offsets, coalesce, concatenate, empty
+from cowtree.qcow2.geometry import L1_ENTRY_BYTES, SUBCLUSTER_COUNT, Geometry, round_up
+from cowtree.records import bits
+
+Entries = NDArray[np.uint64]
+
+# Source: qcow2 specification, "Cluster mapping".
+COPIED: Final = np.uint64(1 << 63)
+COMPRESSED_FLAG: Final = np.uint64(1 << 62)
+HOST_OFFSET: Final = np.uint64(bits(9, 55))
+ZERO_FLAG: Final = np.uint64(1)
+DESCRIPTOR: Final = np.uint64(bits(0, 61))
+NONE: Final = np.uint64(0)
+# Source: qcow2 specification, "Extended L2 Entries".
+ALL_ALLOCATED: Final = np.uint64(bits(0, 31))
+ALL_ZERO: Final = np.uint64(bits(32, 63))
+MIXED: Final = 255
+
+
+class Tables(NamedTuple):
+    """Some L2 tables of one image, sorted by their place in the L1 table.
+    Shapes: l1_index and host_offset int64 (count,); entries uint64 (count, l2_entry_count) and, with subclusters,
+    bitmaps of the same shape, else (count, 0).
+    """
+
+    l1_index: Offsets
+    host_offset: Offsets
+    entries: Entries
+    bitmaps: Entries
+
+    def rows_of(self, l1_index: Offsets) -> Offsets:
+        """The row of each L1 index; all of them must be here."""
+        return np.searchsorted(self.l1_index, l1_index)
+
+
+def decode(geometry: Geometry, l1_index: Offsets, host_offset: Offsets, data: bytes) -> Tables:
+    """Turn the bytes of L2 tables, one behind the other, into a value."""
+    words = np.frombuffer(data, ">u8").astype(np.uint64)
+    count = geometry.l2_entry_count
+    if geometry.has_subclusters:
+        pairs = words.reshape(len(l1_index), count, 2)
+        return Tables(l1_index, host_offset, pairs[:, :, 0].copy(), pairs[:, :, 1].copy())
+    entries = words.reshape(len(l1_index), count)
+    return Tables(l1_index, host_offset, entries, np.empty((len(l1_index), 0), np.uint64))
+
+
+def encode_words(words: Entries) -> bytes:
+    """Entries as they stand on disk."""
+    return words.astype(">u8").tobytes()
+
+
+def decode_words(data: bytes) -> Entries:
+    """A table of 64-bit entries, such as an L1 table or a refcount table."""
+    return np.frombuffer(data, ">u8").astype(np.uint64)
+
+
+def table_offsets(l1: Entries) -> Offsets:
+    """Where each L1 entry says its L2 table is; 0 when there is none."""
+    return (l1 & HOST_OFFSET).astype(np.int64)
+
+
+def check_l1(path: str, geometry: Geometry, l1: Entries, size_bytes: int) -> None:
+    """Refuse an L1 table with an entry that no reader may follow.
+    Raises: BrokenTable when one is not aligned, or points past the end of the file.
+    """
+    offsets = table_offsets(l1)
+    end = round_up(size_bytes, geometry.cluster_size_bytes)
+    for bad, what in (
+        (offsets % geometry.cluster_size_bytes != 0, "is not aligned to a cluster"),
+        (offsets + geometry.cluster_size_bytes > end, f"is past the end of the file ({size_bytes})"),
+    ):
+        wrong = np.flatnonzero(bad & (offsets != 0))
+        if len(wrong):
+            where = f"L1 entry {wrong[0]} points at byte {offsets[wrong[0]]}, which {what}"
+            raise BrokenTable(path=path, reason=where)
+
+
+def compressed_location(geometry: Geometry, descriptor: Offsets) -> tuple[Offsets, Offsets]:
+    """Where compressed clusters lie: byte offsets, and lengths up to the end of the last sector.
+    Source: qcow2 specification, "Compressed Clusters Descriptor".
+    """
+    offset_bits = geometry.compressed_offset_bits
+    offset = descriptor & ((1 << offset_bits) - 1)
+    sector_count = ((descriptor >> offset_bits) & ((1 << (62 - offset_bits)) - 1)) + 1
+    return offset, sector_count * 512 - (offset & 511)
+
+
+def classify(geometry: Geometry, entries: Entries) -> NDArray[np.uint8]:
+    """The extent kind of each entry, whatever its subclusters say; 0 where nothing is allocated."""
+    has_offset = (entries & HOST_OFFSET) != 0
+    if geometry.has_data_file:
+        # Byte 0 of an external data file is guest data; only the flag tells it from no data.
+        has_offset |= (entries & (COPIED | ZERO_FLAG)) == COPIED
+    zero = (entries & ZERO_FLAG) != 0 if not geometry.has_subclusters else np.zeros(entries.shape, bool)
+    kind = np.where(has_offset, np.where(zero, ALLOCATED, DATA), np.where(zero, ZERO, 0))
+    return np.where((entries & COMPRESSED_FLAG) != 0, COMPRESSED, kind).astype(np.uint8)
+
+
+def host_offsets(entries: Entries, kind: NDArray[np.uint8]) -> Offsets:
+    """The `host_offset` column of an extent for each entry."""
+    plain = np.where(kind == COMPRESSED, entries & DESCRIPTOR, entries & HOST_OFFSET)
+    return plain.astype(np.int64)
+
+
+def to_extents(path: str, geometry: Geometry, tables: Tables, size_bytes: int) -> Extents:
+    """What these tables allocate, as extents of layer 0, in guest order, not clipped to the disk's size.
+    `size_bytes` is the length of the image file.
+    Raises: BrokenTable when an entry breaks a rule.
+    """
+    flat = tables.entries.ravel()
+    used = np.flatnonzero(flat) if not geometry.has_subclusters else np.flatnonzero(flat | tables.bitmaps.ravel())
+    if not len(used):
+        return empty()
+    entries = flat[used]
+    row, column = np.divmod(used, geometry.l2_entry_count)
+    guest = (tables.l1_index[row] * geometry.l2_entry_count + column) << geometry.cluster_bits
+    kind = classify(geometry, entries)
+    host = host_offsets(entries, kind)
+    _check_entries(path, geometry, Extents(guest, np.zeros_like(guest), kind, kind.astype(np.int16), host), size_bytes)
+    if geometry.has_subclusters:
+        parts = _split_subclusters(path, geometry, (guest, kind, host), tables.bitmaps.ravel()[used])
+    else:
+        length = np.full(len(used), geometry.cluster_size_bytes, np.int64)
+        parts = Extents(guest, length, kind, np.zeros(len(used), np.int16), host)
+    return coalesce(parts.take(parts.kind != 0))
+
+
+def _check_entries(path: str, geometry: Geometry, found: Extents, size_bytes: int) -> None:
+    cluster_size = geometry.cluster_size_bytes
+    end = round_up(size_bytes, cluster_size)
+    packed = found.kind == COMPRESSED
+    start, length = compressed_location(geometry, found.host_offset)
+    stop = np.where(packed, start + length - 511, found.host_offset + cluster_size)
+    in_header = np.where(packed, start < cluster_size, (found.host_offset < cluster_size) & (found.host_offset > 0))
+    for bad, what in (
+        (~packed & (found.host_offset % cluster_size != 0), "is not aligned to a cluster"),
+        (stop > np.where(found.host_offset != 0, end, stop), f"is past the end of the file ({size_bytes})"),
+        (in_header, "is inside the header"),
+        ((found.kind == ZERO) | (found.kind == ALLOCATED) if geometry.version < 3 else packed & False, "a zero flag"),
+    ):
+        wrong = np.flatnonzero(bad)
+        if len(wrong):
+            index = wrong[0]
+            place = int(start[index] if packed[index] else found.host_offset[index])
+            where = f"the L2 entry of guest byte {found.start[index]} points at byte {place}, which {what}"
+            if what == "a zero flag":
+                where = f"Zero cluster entry found in pre-v3 image (guest byte {found.start[index]})"
+            raise BrokenTable(path=path, reason=where)
+
+
+def _split_subclusters(
+    path: str, geometry: Geometry, columns: tuple[Offsets, NDArray[np.uint8], Offsets], bitmaps: Entries
+) -> Extents:
+    """One extent per cluster whose subclusters are all alike, and 32 for any other.
+    Source: qcow2 specification, "Extended L2 Entries".
+    """
+    guest, kind, host = columns
+    whole_kind = _kind_of_whole(kind, bitmaps)
+    mixed = whole_kind == MIXED
+    length = np.full(len(guest), geometry.cluster_size_bytes)
+    whole = Extents(guest, length, whole_kind, np.zeros(len(guest), np.int16), host).take(~mixed)
+    return concatenate([whole, _split_mixed(path, geometry, (guest[mixed], kind[mixed], host[mixed]), bitmaps[mixed])])
+
+
+def _kind_of_whole(kind: NDArray[np.uint8], bitmaps: Entries) -> NDArray[np.uint8]:
+    """The extent kind of clusters whose subclusters are all alike, MIXED of others."""
+    zero = np.where(kind == DATA, ALLOCATED, ZERO)
+    choices = (
+        (kind == COMPRESSED, COMPRESSED),
+        ((kind == DATA) & (bitmaps == ALL_ALLOCATED), DATA),
+        (bitmaps == ALL_ZERO, zero),
+        (bitmaps == 0, 0),
+    )
+    return np.select([where for where, _ in choices], [value for _, value in choices], MIXED).astype(np.uint8)
+
+
+def _split_mixed(
+    path: str, geometry: Geometry, columns: tuple[Offsets, NDArray[np.uint8], Offsets], bitmaps: Entries
+) -> Extents:
+    """One extent per subcluster; 32 of them make a cluster."""
+    guest, kind, host = columns
+    index = np.arange(SUBCLUSTER_COUNT, dtype=np.uint64)
+    allocated = (bitmaps[:, None] >> index & np.uint64(1)).astype(bool)
+    zero = (bitmaps[:, None] >> (index + np.uint64(32)) & np.uint64(1)).astype(bool)
+    has_host = (kind == DATA)[:, None]
+    if (allocated & (zero | ~has_host)).any():
+        raise BrokenTable(path=path, reason="an extended L2 entry has an impossible subcluster bitmap")
+    size = geometry.cluster_size_bytes // SUBCLUSTER_COUNT
+    step = index.astype(np.int64) * size
+    kinds = np.where(allocated, DATA, np.where(zero, np.where(has_host, ALLOCATED, ZERO), 0))
+    starts, hosts = guest[:, None] + step, host[:, None] + np.where(has_host, step, 0)
+    length = np.full(starts.size, size)
+    layer = np.zeros(starts.size, np.int16)
+    return Extents(starts.ravel(), length, kinds.ravel().astype(np.uint8), layer, hosts.ravel())
+
+
+def l1_range(geometry: Geometry, start: int, stop: int) -> tuple[int, int]:
+    """The L1 indices whose tables map some guest byte of the range, half-open."""
+    return start // geometry.l2_span_bytes, -(-stop // geometry.l2_span_bytes)
+
+
+def l1_bytes(l1: Entries) -> int:
+    """Length of the table on disk."""
+    return len(l1) * L1_ENTRY_BYTES
