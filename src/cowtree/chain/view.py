@@ -1,0 +1,160 @@
+"""What is seen through a chain: which layer answers for each guest range, and where its bytes are.
+
+Layer 0 is the top. A layer that is shorter than the one above it shows zeroes past its end: kind TAIL, held by the
+short layer, for these zeroes hide what lies below it.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from cowtree import extents as ex
+from cowtree.chain import gate, load
+from cowtree.chain.gate import Layer
+from cowtree.errors import ChainError, Refused
+from cowtree.extents import Extents
+from cowtree.qcow2 import tables
+from cowtree.qcow2.image import Image
+from cowtree.storage.contract import Access, FileSystem
+from cowtree.units import SECTOR_BYTES
+
+ENTRIES_PER_WINDOW: Final = 1 << 19
+RAW_WINDOW_BYTES: Final = 64 << 30
+ALIGNMENT_BYTES: Final = 2 << 20
+# What stays in memory of all layers of a chain.
+TABLE_BYTES_MAX: Final = 128 << 20
+
+
+class Chain(NamedTuple):
+    """An open chain with its images loaded; raw layers have None for an image."""
+
+    layers: tuple[Layer, ...]
+    images: tuple[Image | None, ...]
+
+    @property
+    def top(self) -> Layer:
+        """The layer that the chain was opened by."""
+        return self.layers[0]
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the disk that is seen through the top."""
+        return self.layers[0].size_bytes
+
+    def below(self, count: int) -> "Chain":
+        """The same chain without its first layers; may be empty."""
+        return Chain(self.layers[count:], self.images[count:])
+
+    def with_layer(self, index: int, layer: Layer) -> "Chain":
+        """The same chain with one layer replaced."""
+        return self._replace(layers=(*self.layers[:index], layer, *self.layers[index + 1 :]))
+
+    def with_image(self, index: int, image: Image | None) -> "Chain":
+        """The same chain with what is known of one layer's tables replaced."""
+        return self._replace(images=(*self.images[:index], image, *self.images[index + 1 :]))
+
+    def close(self) -> None:
+        """Close every layer."""
+        gate.close_all(self.layers)
+
+
+def open_chain(files: FileSystem, path: str, image_format: str | None = None, access: str = Access.READ) -> Chain:
+    """Open and load an image and all that backs it.
+    Raises: what `gate.open_chain` and `load.load_image` raise, ChainError when all tables together are too large.
+    """
+    layers = gate.open_chain(files, path, image_format, access)
+    try:
+        if sum(load.table_bytes(layer) for layer in layers) > TABLE_BYTES_MAX:
+            reason = f"the tables of its {len(layers)} layers take more than {TABLE_BYTES_MAX} bytes"
+            raise ChainError(path=path, reason=reason, hint="merge some of its layers first")
+        return Chain(layers, tuple(load.load_image(layer) for layer in layers))
+    except BaseException:
+        gate.close_all(layers)
+        raise
+
+
+def through_snapshot(chain: Chain, wanted: Sequence[tuple[str | None, str | None]]) -> Chain:
+    """What the guest saw when an internal snapshot of the top was taken; the size is that of then, too.
+    `wanted` are pairs of (ID, name), None for any; the first pair that a snapshot fits counts.
+    Raises: Refused when there is no such snapshot, BrokenTable.
+    """
+    image = chain.images[0]
+    fitting = [
+        snapshot
+        for number, name in wanted
+        for snapshot in (image.snapshots if image else ())
+        if number in (None, snapshot.id) and name in (None, snapshot.name)
+    ]
+    if image is None or not fitting:
+        hint = f"cowtree img info {chain.top.path}"
+        raise Refused(reason="Failed to load snapshot: Can't find snapshot", hint=hint)
+    snapshot = fitting[0]
+    l1 = load.read_snapshot_l1(chain.top, snapshot)
+    tables.check_l1(chain.top.path, image.geometry, l1, chain.top.file.size_bytes)
+    size_bytes = snapshot.size_bytes // SECTOR_BYTES * SECTOR_BYTES
+    return chain.with_layer(0, chain.top._replace(size_bytes=size_bytes)).with_image(0, image._replace(l1=l1))
+
+
+def layer_extents(chain: Chain, index: int, start: int, stop: int) -> Extents:
+    """What one layer itself holds between two guest offsets, not looking past its end.
+    Raises: BrokenTable when an entry breaks a rule.
+    """
+    layer, image = chain.layers[index], chain.images[index]
+    stop = min(stop, layer.size_bytes)
+    if stop <= start:
+        return ex.empty()
+    if image is None:
+        return _raw_extents(layer, start, stop).on_layer(index)
+    found = load.load_tables(layer.file, image, start, stop)
+    size_bytes = layer.data_file.size_bytes
+    return ex.clip(tables.to_extents(layer.path, image.geometry, found, size_bytes), start, stop).on_layer(index)
+
+
+def _raw_extents(layer: Layer, start: int, stop: int) -> Extents:
+    flat = np.fromiter(
+        (number for span in layer.file.extents(start, stop - start) for number in span), np.int64, count=-1
+    ).reshape(-1, 3)
+    kind = np.where(flat[:, 2] != 0, ex.DATA, ex.ALLOCATED).astype(np.uint8)
+    found = Extents(flat[:, 0], flat[:, 1], kind, np.zeros(len(flat), np.int16), flat[:, 0].copy())
+    # The last sector of an odd-sized file reads as zeroes past the file's end.
+    end = int(flat[-1, 0] + flat[-1, 1]) if len(flat) else start
+    return ex.concatenate([found, ex.single(end, stop, ex.ALLOCATED, host_offset=end)])
+
+
+def resolve(chain: Chain, start: int, stop: int, *, first: int = 0, last: int | None = None) -> Extents:
+    """What is seen between two guest offsets through the layers [first, last), coalesced.
+    Shapes: ranges that none of them holds are left out; they read as zeroes when `last` is the end of the chain.
+    """
+    seen, limit = ex.empty(), stop
+    for index in range(first, len(chain.layers) if last is None else last):
+        size_bytes = chain.layers[index].size_bytes
+        if size_bytes < limit and index > 0:
+            tail = ex.single(max(size_bytes, start), limit, ex.TAIL, layer=index)
+            seen = ex.over(seen, tail)
+        limit = min(limit, size_bytes)
+        if limit <= start:
+            break
+        seen = ex.over(seen, layer_extents(chain, index, start, limit))
+    return ex.coalesce(seen)
+
+
+def windows(chain: Chain, stop: int) -> Iterator[tuple[int, int]]:
+    """Split the guest range [0, stop) so that each part touches about half a million L2 entries over all layers, and
+    would touch no more in any one layer that was full. Borders lie on cluster borders of every layer.
+    """
+    starts, weights, fixed = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for layer, image in zip(chain.layers, chain.images, strict=True):
+        step = RAW_WINDOW_BYTES if image is None else ENTRIES_PER_WINDOW << image.header.cluster_bits
+        fixed.append(np.arange(step, min(stop, layer.size_bytes), step))
+        if image is not None:
+            start = np.flatnonzero(tables.table_offsets(image.l1)) * image.geometry.l2_span_bytes
+            starts.append(start)
+            weights.append(np.full(len(start), image.geometry.l2_entry_count, np.int64))
+    where = np.concatenate(starts)
+    order = np.argsort(where, kind="stable")
+    filled = np.cumsum(np.concatenate(weights)[order]) // ENTRIES_PER_WINDOW
+    borders = np.concatenate((where[order][1:][np.diff(filled) > 0], *fixed)) // ALIGNMENT_BYTES * ALIGNMENT_BYTES
+    inside = np.unique(borders[(borders > 0) & (borders < stop)]).tolist()
+    if stop:
+        yield from zip([0, *inside], [*inside, stop], strict=True)
