@@ -1,0 +1,1 @@
+"""Carrying out plans offline: reading, copying, writing, flushing. Nothing here decides anything."""

@@ -1,0 +1,83 @@
+"""Moving guest data: many pieces, sorted by target, through one small buffer.
+
+The buffer is small so that what was read is still in the processor's cache when it is written. While the copy goes on,
+a thread lets the disk write what is there already: of a large copy little is left to be flushed at the end.
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
+
+import numpy as np
+
+from cowtree.chain.view import Chain
+from cowtree.execute.read import fetch
+from cowtree.extents import MOVING, Extents, Offsets
+from cowtree.monitor import Monitor
+from cowtree.steps import Move
+from cowtree.storage.contract import Storage
+
+BATCH_BYTES: Final = int(os.environ.get("BATCH", 512)) << 10
+FLUSH_BYTES: Final = int(os.environ.get("FLUSH", 128)) << 20
+
+
+def copy(chain: Chain, move: Move, target: Storage, monitor: Monitor) -> None:
+    """Carry out a move. Not durable before the target is flushed.
+    Raises: StorageFailed, BrokenTable.
+    """
+    pieces, target_offset = _split(move)
+    buffer = memoryview(bytearray(2 * BATCH_BYTES))
+    written_bytes = 0
+    with ThreadPoolExecutor(1) as thread:
+        flush: Future[None] | None = None
+        for first, last in _batches(pieces.length):
+            batch = pieces.take(slice(first, last))
+            position = np.cumsum(batch.length) - batch.length
+            fetch(chain, batch, position, buffer)
+            write_pieces(target, target_offset[first:last], (position, batch.length), buffer)
+            written_bytes += batch.total_bytes
+            monitor.advance(batch.total_bytes)
+            if written_bytes >= FLUSH_BYTES and (flush is None or flush.done()):
+                if flush is not None:
+                    flush.result()
+                flush, written_bytes = thread.submit(target.flush), 0
+        if flush is not None:
+            flush.result()
+
+
+def _split(move: Move) -> tuple[Extents, Offsets]:
+    """Pieces of at most BATCH_BYTES."""
+    source, target_offset = move
+    counts = -(-source.length // BATCH_BYTES)
+    which = np.repeat(np.arange(len(counts)), counts)
+    inside = (np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)) * BATCH_BYTES
+    pieces = source.take(which)
+    moved = np.where(np.isin(pieces.kind, MOVING), inside, 0)
+    length = np.minimum(pieces.length - inside, BATCH_BYTES)
+    pieces = pieces._replace(start=pieces.start + inside, length=length, host_offset=pieces.host_offset + moved)
+    return pieces, target_offset[which] + inside
+
+
+def _batches(length: Offsets) -> Iterator[tuple[int, int]]:
+    """Half-open runs of pieces, each at most a buffer long."""
+    if not len(length):
+        return
+    number = (np.cumsum(length) - length) // BATCH_BYTES
+    first = np.flatnonzero(np.concatenate(([True], np.diff(number) > 0))).tolist()
+    yield from zip(first, [*first[1:], len(length)], strict=True)
+
+
+def write_pieces(target: Storage, target_offset: Offsets, where: tuple[Offsets, Offsets], buffer: memoryview) -> None:
+    """Write pieces of a buffer, `where` being their positions and lengths; neighbours here and there by one call."""
+    position, length = where
+    if not len(target_offset):
+        return
+    goes_on = (target_offset[1:] == target_offset[:-1] + length[:-1]) & (position[1:] == position[:-1] + length[:-1])
+    first = np.flatnonzero(np.concatenate(([True], ~goes_on)))
+    last = np.append(first[1:] - 1, len(position) - 1)
+    ends = (position + length)[last]
+    for offset, begin, end in zip(
+        *(each.tolist() for each in (target_offset[first], position[first], ends)), strict=True
+    ):
+        target.pwrite(offset, buffer[begin:end])
