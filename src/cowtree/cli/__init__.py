@@ -1,0 +1,1 @@
+"""What people touch on a terminal: words into calls, values into text."""

@@ -1,0 +1,129 @@
+"""The grammar that all subcommands share: options and names in any order, as getopt_long takes them.
+
+A subcommand is a `Command` value: its options, the names behind them, and the function that runs it. Help and the CLI
+reference are made from the same value.
+"""
+
+import getopt
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from cowtree.errors import WrongUse
+
+
+class BadWords(WrongUse):
+    """Words that the grammar does not know; the message ends with where help is."""
+
+    exit_status = 1
+
+
+class Option(NamedTuple):
+    """One option. `names` are all its spellings, the one that `Given` knows it by first; `value` names its argument."""
+
+    names: tuple[str, ...]
+    help: str
+    value: str = ""
+
+
+class Given:
+    """The options and names of one call."""
+
+    def __init__(self, program: str, options: list[tuple[str, str]], names: list[str]) -> None:
+        self.program = program
+        self.names = names
+        self._options = options
+
+    def has(self, name: str) -> bool:
+        """Whether the option was given."""
+        return any(given == name for given, _ in self._options)
+
+    def last(self, name: str) -> str | None:
+        """The option's value; the last one when it was given more than once."""
+        values = self.all(name)
+        return values[-1] if values else None
+
+    def all(self, name: str) -> list[str]:
+        """All values of an option that may be given more than once."""
+        return [value for given, value in self._options if given == name]
+
+
+class Command(NamedTuple):
+    """One subcommand. `names` is how help writes the names that follow the options."""
+
+    name: str
+    summary: str
+    options: tuple[Option, ...]
+    names: str
+    run: Callable[[Given], int]
+
+
+HELP = Option(("-h", "--help"), "show this help and exit")
+FORMAT = Option(("-f", "--format"), "format of the image; told from its first bytes when not given", "FMT")
+OUTPUT = Option(("--output",), "human (the default) or json", "OFMT")
+SHARE = Option(("-U", "--force-share"), "open it even when another process writes to it")
+QUIET = Option(("-q", "--quiet"), "print nothing but errors")
+PROGRESS = Option(("-p",), "show how far it is")
+IMAGE_OPTS = Option(("--image-opts",), "the name is a list of options: driver=qcow2,file.filename=PATH")
+OBJECT = Option(("--object",), "an object of QEMU's, such as a secret", "OBJECTDEF")
+CACHE = Option(("-t",), "cache mode for what is written: none, writeback, writethrough, directsync or unsafe", "CACHE")
+SOURCE_CACHE = Option(("-T",), "cache mode for what is read", "SRC_CACHE")
+
+
+def parse(command: Command, words: Sequence[str], program: str) -> Given:
+    """Sort the words behind a subcommand into options and names.
+    Raises: BadWords.
+    """
+    return Given(program, *split_words(words, (*command.options, HELP)))
+
+
+def split_words(
+    words: Sequence[str], known: Sequence[Option], *, in_front: bool = False
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Split words into (option, value) pairs and names; with `in_front` options end at the first name.
+    Raises: BadWords.
+    """
+    spellings = {name: option for option in known for name in option.names}
+    short = "".join(name[1] + (":" if spellings[name].value else "") for name in spellings if name[1] != "-")
+    long = [name[2:] + ("=" if spellings[name].value else "") for name in spellings if name[1] == "-"]
+    split = getopt.getopt if in_front else getopt.gnu_getopt
+    try:
+        given, names = split(list(words), short, long)
+    except getopt.GetoptError as error:
+        spelled = f"--{error.opt}" if len(error.opt) > 1 else f"-{error.opt}"
+        missing = error.msg.endswith("requires argument")
+        what = "missing argument for" if missing else "unrecognized"
+        raise BadWords(reason=f"{what} option '{spelled}'") from error
+    return [(spellings[name].names[0], value) for name, value in given], names
+
+
+def want_names(given: Given, count: int, complaint: str) -> list[str]:
+    """The names of the call, of which there must be so many. Raises: BadWords."""
+    if len(given.names) != count:
+        raise BadWords(reason=complaint)
+    return given.names
+
+
+def want_json(given: Given) -> bool:
+    """Whether `--output` asks for JSON. Raises: WrongUse when it asks for something else."""
+    output = given.last("--output")
+    if output not in (None, "human", "json"):
+        raise WrongUse(reason="--output must be used with human or json as argument.")
+    return output == "json"
+
+
+def usage(command: Command, program: str) -> str:
+    """One line that shows all options of a subcommand."""
+    words = []
+    for option in command.options:
+        value = f" {option.value}" if option.value else ""
+        words.append(f"[{option.names[0]}{value}]")
+    return " ".join([program, command.name, *words, command.names])
+
+
+def describe(command: Command, program: str) -> str:
+    """The help of one subcommand."""
+    lines = [f"usage: {usage(command, program)}", "", command.summary, ""]
+    for option in (*command.options, HELP):
+        spelled = ", ".join(option.names) + (f" {option.value}" if option.value else "")
+        lines.append(f"  {spelled:<28}  {option.help}")
+    return "\n".join(lines)

@@ -1,0 +1,85 @@
+"""`cowtree img commit`: what an image and those below it hold goes into one of the images that back it."""
+
+from itertools import pairwise
+
+from cowtree.chain import gate
+from cowtree.chain.gate import Layer
+from cowtree.cli.img.command import (
+    CACHE,
+    FORMAT,
+    IMAGE_OPTS,
+    OBJECT,
+    PROGRESS,
+    QUIET,
+    Command,
+    Given,
+    Option,
+    want_names,
+)
+from cowtree.cli.img.main import warn
+from cowtree.cli.img.progress import RATE, Progress, limited
+from cowtree.cli.img.source import Source, check_cache_modes, source_of
+from cowtree.errors import ChainError, MarkedCorrupt, NotInChain, Refused
+from cowtree.operations.merge import Into, commit
+from cowtree.storage.contract import Access, FileSystem
+from cowtree.storage.file import LocalFiles
+
+BASE = Option(("-b",), "commit into this image, further down; the top is then kept as it is", "BASE")
+DROP = Option(("-d",), "keep the top as it is; otherwise it is emptied")
+
+
+def run(given: Given) -> int:
+    """Commit, and say so."""
+    (name,) = want_names(given, 1, "Expecting one image file name")
+    progress = Progress(given, step_percent=1.0)
+    monitor = limited(given, progress)
+    check_cache_modes(given)
+    source, files = source_of(given, name), LocalFiles()
+    layers = gate.open_chain(files, *source, Access.WRITE)
+    gate.close_all(layers)
+    if layers[0].header and layers[0].header.is_corrupt:
+        # It is refused even when it is only read from, as it is opened for writing like any other.
+        raise MarkedCorrupt(path=source.path)
+    with progress:
+        progress.show(0)
+        base = find_base(files, source, layers, given.last("-b"))
+        into = Into(base, empties_top=not (given.has("-d") or given.has("-b")))
+        outcome = commit(files, *source, into=into, monitor=monitor)
+        progress.show(100)
+    for path in outcome.invalid:
+        warn(given.program, f"{path} is of no use any more: what was above it has gone into {base}")
+    if not given.has("-q"):
+        print("Image committed.")
+    return 0
+
+
+def find_base(files: FileSystem, source: Source, layers: tuple[Layer, ...], wanted: str | None) -> str:
+    """The path of the layer to commit into: the one below the top, or the one that `wanted` names.
+    A relative name is looked for beside the image that is backed, as the name in its header is.
+    Raises: Refused, NotInChain.
+    """
+    if wanted is None:
+        if len(layers) < 2:
+            raise Refused(reason="Image does not have a backing file")
+        return layers[1].path
+    for overlay, backing in pairwise(layers):
+        if _is_called(files, overlay, backing, wanted):
+            return backing.path
+    raise NotInChain(path=source.path, wanted=wanted)
+
+
+def _is_called(files: FileSystem, overlay: Layer, backing: Layer, name: str) -> bool:
+    try:
+        return gate.is_same(files, gate.resolve_name(overlay.path, name), backing.path)
+    except ChainError:
+        # An address names no file, so none of this chain.
+        return False
+
+
+COMMAND = Command(
+    "commit",
+    "Merge an image into its backing file.",
+    (FORMAT, CACHE, BASE, RATE, DROP, PROGRESS, QUIET, IMAGE_OPTS, OBJECT),
+    "FILENAME",
+    run,
+)

@@ -1,0 +1,124 @@
+"""`cowtree img commit` beside qemu-img."""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.img.differential import Shape, content_of, held, run_both, run_cowtree, run_stock
+
+ChainOf = Callable[[Shape], Path]
+
+SHAPES = (
+    Shape(),
+    Shape("raw"),
+    Shape("raw", 512, "0.10"),
+    Shape("qcow2", 512, "1.1", (701, 701, 701, 701)),
+    Shape("qcow2", 2 << 20, "1.1", (9001, 9001, 9001, 9001)),
+    Shape("qcow2", 65536, "0.10", (2048, 3001, 3001, 4096)),
+    Shape("raw", 65536, "1.1", (1001, 2048, 3001, 4096)),
+    Shape("qcow2", 4096, "1.1", (4096, 3001, 2048, 1001)),
+    Shape("raw", 65536, "1.1", (4096, 1001, 2048, 3001)),
+)
+CALLS = (
+    "l3",
+    "-d l3",
+    "-b l2 l3",
+    "-b l1 l3",
+    "-b l0 l3",
+    "l1",
+    "-d -b l0 l2",
+    "-p -t writeback l2",
+    "-f qcow2 -q l3",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_commit_does_what_stock_does(chain_of: ChainOf, tmp_path: Path, shape: Shape, call: str):
+    run_both(chain_of(shape), tmp_path, "commit", *call.split()).assert_same()
+
+
+MISTAKES = (
+    "",
+    "l3 l2",
+    "-z l3",
+    "-b",
+    "l3 -r fast",
+    "-r 9999999E l3",
+    "-r -1 l3",
+    "-t slow l3",
+    "l9",
+    "-p l9",
+    "-f raw l3",
+    "-f qcow2 l0",
+    "-f strange l3",
+    "-p -f raw l0",
+    "-b l9 l3",
+    "-p -b l3 l3",
+    "-b nbd://host/l0 l3",
+    "-b ./chain/l0 l3",
+    "--image-opts -f qcow2 driver=qcow2,file.filename=l3",
+)
+
+
+@pytest.mark.parametrize("call", MISTAKES)
+def test_commit_refuses_what_stock_refuses(chain_of: ChainOf, tmp_path: Path, call: str):
+    run_both(chain_of(Shape("raw")), tmp_path, "commit", *call.split()).assert_same_failure()
+
+
+@pytest.fixture
+def folder(chain_of: ChainOf, tmp_path: Path) -> Path:
+    """A chain of one's own."""
+    return Path(shutil.copytree(chain_of(Shape("raw")), tmp_path / "chain"))
+
+
+def test_a_base_is_named_as_seen_from_the_image_that_it_backs(folder: Path, tmp_path: Path):
+    for name in ("l1", "./l1", str(tmp_path / "own/l1"), "../own/l1"):
+        shutil.rmtree(tmp_path / "own", ignore_errors=True)
+        shutil.copytree(folder, tmp_path / "own")
+        assert run_cowtree(tmp_path, "commit", "-b", name, "own/l3").status == 0, name
+    result = run_cowtree(tmp_path, "commit", "-b", "own/l1", "own/l3")
+    assert result.status == 1
+    assert result.stderr.startswith("qemu-img: Did not find 'own/l1' in the backing chain of 'own/l3'. Try: ")
+
+
+def test_images_in_between_are_named_as_useless(folder: Path):
+    result = run_cowtree(folder, "commit", "-b", "l0", "l3")
+    warnings = [line.split()[2] for line in result.stderr.splitlines()]
+    assert warnings == ["l2", "l1"]
+
+
+def test_a_top_that_is_kept_holds_what_it_held(folder: Path):
+    before = (folder / "l3").read_bytes()
+    assert run_cowtree(folder, "commit", "-d", "l3") == (0, "Image committed.\n", "")
+    assert (folder / "l3").read_bytes() == before
+    assert run_cowtree(folder, "commit", "l3").status == 0
+    assert (folder / "l3").read_bytes() != before
+
+
+def test_a_rate_is_kept(folder: Path):
+    start_s = time.monotonic()
+    assert run_cowtree(folder, "commit", "-r", "1M", "l3").status == 0
+    assert time.monotonic() - start_s > 0.1
+
+
+@pytest.mark.parametrize("name", ["l3", "l2", "l1"])
+def test_an_image_in_use_is_left_alone(chain_of: ChainOf, tmp_path: Path, name: str):
+    own = Path(shutil.copytree(chain_of(Shape("raw")), tmp_path / "own"))
+    with held(own / name):
+        before, stock = content_of(own), run_stock(own, "commit", "l3")
+        result = run_cowtree(own, "commit", "l3")
+        assert (result.status, result.stdout) == (stock.status, stock.stdout) == (1, "")
+        assert "lock" in result.stderr
+        assert f"Is another process using the image [{name}]?" in result.stderr
+        assert content_of(own) == before
+
+
+def test_help_is_no_failure(folder: Path):
+    result = run_cowtree(folder, "commit", "--help")
+    assert result.status == 0
+    assert result.stdout.startswith("usage: qemu-img commit [-f FMT]")
