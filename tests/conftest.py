@@ -15,6 +15,7 @@ TOOLS = {
     "qemu-img": "qemu-utils",
     "qemu-io": "qemu-utils",
     "qemu-nbd": "qemu-utils",
+    "strace": "strace",
 }
 
 settings.register_profile("default", deadline=None, derandomize=True)

@@ -1,0 +1,107 @@
+"""Measures what the project promises of speed and memory, against the stock tool in the same run: `make bench`.
+
+Exits with 1 when a promise is not kept.
+"""
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.images import make_huge, make_pair, qemu_img
+from bench.timing import Candidate, in_turn, measure
+from cowtree.units import MIB, format_size
+
+BIN = Path(sys.executable).parent
+COWTREE = (BIN / "cowtree", "img")
+QEMU_IMG = ("qemu-img",)
+ROUND_COUNT = 5
+START_ROUND_COUNT = 25
+
+MERGE_RATIO_MAX = 0.6
+START_RATIO_MAX = 3.0
+PEAK_BYTES_MAX = 256 * MIB
+
+
+class Promise(NamedTuple):
+    """One line of the report."""
+
+    name: str
+    text: str
+    is_kept: bool
+
+
+def merge_speed(folder: Path) -> list[Promise]:
+    """Commit, full rebase and rebase to another base of 1 GiB of scattered 64 KiB clusters."""
+    base, overlay = make_pair(folder)
+    other = folder / "other.qcow2"
+    qemu_img("create", "-f", "qcow2", other, "8G")
+    cases = (
+        ("commit of 1 GiB", ("commit", "-q"), base),
+        ("rebase of 1 GiB to nothing", ("rebase", "-q", "-b", ""), overlay),
+        ("rebase of 1 GiB to another base", ("rebase", "-q", "-b", other.name, "-F", "qcow2"), overlay),
+    )
+    found = []
+    for name, words, written in cases:
+        ours, theirs = (
+            _on_copies(folder, (base, overlay, other), (*tool, *words), written) for tool in (COWTREE, QEMU_IMG)
+        )
+        ratio, text = in_turn(ours, theirs, ROUND_COUNT)
+        found.append(Promise(name, text, ratio <= MERGE_RATIO_MAX))
+    return found
+
+
+def _on_copies(folder: Path, images: tuple[Path, ...], words: tuple[str | Path, ...], written: Path) -> Candidate:
+    """The command on fresh copies of the images, in a folder of its own; its last image is the overlay."""
+    scene = folder / f"scene-{Path(words[0]).name}"
+
+    def prepare() -> None:
+        shutil.rmtree(scene, ignore_errors=True)
+        scene.mkdir()
+        for image in images:
+            measure(Candidate(("cp", "--sparse=always", image, scene), outputs=(scene,)))
+        measure(Candidate(("sync", "-f", scene)))
+
+    overlay = scene / images[1].name
+    return Candidate((*words, overlay), prepare, (scene / written.name, overlay))
+
+
+def start_up(folder: Path) -> list[Promise]:
+    """`img info` against an interpreter that does nothing."""
+    path = folder / "small.qcow2"
+    qemu_img("create", "-f", "qcow2", path, "1G")
+    ours, theirs = Candidate((*COWTREE, "info", path)), Candidate((BIN / "python3", "-c", "pass"))
+    ratio, text = in_turn(ours, theirs, START_ROUND_COUNT)
+    return [Promise("img info, against python3 -c pass", text, ratio <= START_RATIO_MAX)]
+
+
+def memory(folder: Path) -> list[Promise]:
+    """Peak memory on a sparse image of 1 TiB with a million allocated clusters."""
+    base, overlay = folder / "huge-base.qcow2", folder / "huge.qcow2"
+    qemu_img("create", "-f", "qcow2", base, "1T")
+    make_huge(overlay, base)
+    found = []
+    for words in (("map", "--output=json"), ("check",), ("commit", "-q", "-d")):
+        run = measure(Candidate((*COWTREE, *words, overlay)))
+        text = f"{format_size(run.peak_bytes)} at the most, in {run.wall_s:.1f} s"
+        found.append(Promise(f"{words[0]} of 1 TiB with a million clusters", text, run.peak_bytes < PEAK_BYTES_MAX))
+    return found
+
+
+def main(names: list[str]) -> int:
+    """Measure all, or what is named. Returns: the exit status."""
+    benches: dict[str, Callable[[Path], list[Promise]]] = {"speed": merge_speed, "start": start_up, "memory": memory}
+    promises = []
+    for name in names or benches:
+        # Not in /tmp, which may be memory: the data have to reach a disk.
+        with tempfile.TemporaryDirectory(prefix="cowtree-bench-", dir="/var/tmp") as folder:
+            for promise in benches[name](Path(folder)):
+                print(f"{'kept  ' if promise.is_kept else 'BROKEN'}  {promise.name}: {promise.text}", flush=True)
+                promises.append(promise)
+    return 0 if all(promise.is_kept for promise in promises) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
