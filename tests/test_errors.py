@@ -36,7 +36,8 @@ def drawn() -> list[tuple[int, str, int]]:
 
 
 def drawn_parents() -> dict[str, str]:
-    path, parents = [], {}
+    path: list[str] = []
+    parents: dict[str, str] = {}
     for depth, name, _ in drawn():
         path[depth:] = [name]
         parents.update({child: parent for parent, child in pairwise(path)})
@@ -115,10 +116,10 @@ def test_a_missing_backing_file_is_named_in_its_overlay():
 
 @pytest.mark.parametrize("path", ["{0}", "{path}", "{", "}{", "{reason!r:>9}", "a{size_bytes}.qcow2"])
 def test_braces_in_a_path_are_only_text(path: str):
-    error = BrokenHeader(path=path, reason="L1 {table} is odd")
-    assert str(error) == f"{path}: L1 {{table}} is odd. Try: restore the first cluster of {path} from a copy"
-    error = BrokenTable(path=path, reason="x", hint=f"cowtree img check {path}")
-    assert str(error).startswith(f"{path}: x. Try: cowtree img check ")
+    error = str(BrokenHeader(path=path, reason="L1 {table} is odd"))
+    assert error == f"{path}: L1 {{table}} is odd. Try: restore the first cluster of {path} from a copy"
+    error = str(BrokenTable(path=path, reason="x"))
+    assert error == f"{path}: x. Try: cowtree img check {path}"
 
 
 def test_advice_follows_a_full_stop():

@@ -1,10 +1,13 @@
 """Owns the proof that a table of a structure is checked against itself, and that it reads and writes as it says."""
 
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cowtree.records import bits, record
+from tests.qemu import run
 
 PAIR = record((0, "S4", "magic"), (4, ">u1", "kind"), (5, ">u2", "count"), (7, ">u8", "offset"), size=15)
 
@@ -58,3 +61,12 @@ def test_a_mask_holds_both_of_its_ends():
     assert bits(9, 11) == 0b1110_0000_0000
     assert bits(0, 63) == (1 << 64) - 1
     assert bits(9, 55) == 0x00FF_FFFF_FFFF_FE00
+
+
+LIGHT = ("records", "errors", "units", "qcow2.geometry", "qcow2.header", "qcow2.snapshots", "qcow2.bitmaps")
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_what_reads_structures_needs_no_numpy(name: str):
+    code = f"import sys, cowtree.{name}; sys.exit('numpy' in sys.modules)"
+    assert run(sys.executable, "-c", code).returncode == 0

@@ -23,6 +23,7 @@ The number is the exit status of cowtree's own commands; `cowtree img` exits as 
 `text` says what is wrong and where, `hint` what to do next.
 """
 
+import re
 from typing import Any, ClassVar
 
 
@@ -56,10 +57,8 @@ class CowtreeError(Exception):
     def advice(self) -> str:
         """What to do next; empty when there is nothing better than the message."""
         hint = str(self.facts.get("hint") or self.hint)
-        # Not `format`: a hint may hold a file name, and that may hold braces.
-        for name, value in self.facts.items():
-            hint = hint.replace(f"{{{name}}}", str(value))
-        return hint
+        # Not `format`: a hint may hold a file name, and that may hold braces. One pass: so may a fact.
+        return re.sub(r"\{(\w+)\}", lambda found: str(self.facts.get(found[1], found[0])), hint)
 
     def __str__(self) -> str:
         return with_advice(self.message, self.advice)

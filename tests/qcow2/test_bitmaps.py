@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -153,7 +154,7 @@ def test_an_extension_of_another_length_is_refused(length: int):
     ],
     ids=str,
 )
-def test_an_entry_that_breaks_a_rule_is_refused(changes: dict[str, int]):
+def test_an_entry_that_breaks_a_rule_is_refused(changes: dict[str, Any]):
     with pytest.raises(BrokenTable, match="Bitmap 'a' doesn't satisfy the constraints"):
         parse("a", HEADER, entry(**changes), 1)
 
@@ -166,7 +167,7 @@ def test_an_entry_that_breaks_a_rule_is_refused(changes: dict[str, int]):
     ],
     ids=str,
 )
-def test_an_entry_at_the_edge_of_a_rule_is_read(changes: dict[str, int]):
+def test_an_entry_at_the_edge_of_a_rule_is_read(changes: dict[str, Any]):
     assert len(parse("a", HEADER, entry(**changes), 1)) == 1
 
 
@@ -177,9 +178,10 @@ def test_a_name_has_at_most_1023_bytes():
 
 
 def test_a_name_or_extra_data_past_the_end_is_broken():
-    for changes in ({"name_size": 65535}, {"extra_data_size": (1 << 32) - 1}):
+    lies: list[Any] = [{"name_size": 65535}, {"extra_data_size": (1 << 32) - 1}]
+    for lie in lies:
         with pytest.raises(BrokenTable, match="Broken bitmap directory"):
-            parse("a", HEADER, entry(**changes), 1)
+            parse("a", HEADER, entry(**lie), 1)
 
 
 def test_extra_data_before_the_name_is_passed_over():

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cowtree.errors import BrokenHeader, ImageError, NotAnImage, TruncatedImage, UnknownFeature
 from cowtree.qcow2 import header as hd
+from cowtree.qcow2.geometry import REFCOUNT_TABLE_BYTES_MAX
 from cowtree.qcow2.header import Extension, Header, pack, parse, parse_fields, wanted_bytes
 from tests.qemu import qemu_img, run
 
@@ -28,7 +29,7 @@ PLAIN = Header(
     unknown_fields=bytes(7),
 )
 UNKNOWN_BIT = 1 << 5
-VERSION, BACKING_OFFSET, BACKING_SIZE, CLUSTER_BITS, HEADER_LENGTH = 4, 8, 16, 20, 100
+VERSION, BACKING_OFFSET, BACKING_SIZE, CLUSTER_BITS, HEADER_LENGTH, EXTENSIONS = 4, 8, 16, 20, 100, 112
 
 OPTIONS = [
     *("compat=0.10", "compat=0.10,cluster_size=512", "cluster_size=512,refcount_bits=1", "cluster_size=2M"),
@@ -51,6 +52,13 @@ def patched(offset: int, value: int, length: int = 4, header: Header = PLAIN) ->
 
 def read(header: Header, size_bytes: int = FILE_BYTES) -> Header:
     return parse("a.qcow2", whole(pack(header), header.cluster_bits), size_bytes)
+
+
+def read_or_refuse(data: bytes, size_bytes: int) -> Header | ImageError:
+    try:
+        return parse("a", data, size_bytes)
+    except ImageError as error:
+        return error
 
 
 def made_by_qemu(folder: Path, options: str, has_backing: bool = False) -> Path:
@@ -161,12 +169,8 @@ def test_what_was_written_is_read_back(header: Header):
 
 @given(st.binary(max_size=600), st.integers(0, 1 << 40))
 def test_noise_behind_the_magic_is_read_or_refused_by_name(noise: bytes, size_bytes: int):
-    try:
-        header = parse("a", (hd.MAGIC + noise).ljust(1 << 21, b"\0"), max(size_bytes, len(noise) + 4))
-    except ImageError as error:
-        assert str(error).startswith("a: ")
-    else:
-        assert header.version in (2, 3)
+    found = read_or_refuse((hd.MAGIC + noise).ljust(1 << 21, b"\0"), max(size_bytes, len(noise) + 4))
+    assert found.version in (2, 3) if isinstance(found, Header) else str(found).startswith("a: ")
 
 
 @given(st.lists(st.tuples(st.integers(4, 127), st.integers(0, 255)), min_size=1, max_size=6))
@@ -174,13 +178,11 @@ def test_a_few_wrong_bytes_are_read_or_refused_by_name(changes: list[tuple[int, 
     data = bytearray(whole(pack(PLAIN._replace(backing_name_bytes=b"base.img", extensions=(hd.feature_table(),)))))
     for offset, value in changes:
         data[offset] = value
-    try:
-        parse("a", bytes(data), FILE_BYTES)
-    except ImageError as error:
-        assert str(error).startswith("a: ")
+    found = read_or_refuse(bytes(data), FILE_BYTES)
+    assert isinstance(found, Header) or str(found).startswith("a: ")
 
 
-def test_extensions_that_nobody_knows_are_kept_in_place(tmp_path: Path):
+def test_extensions_that_nobody_knows_are_kept_in_place():
     strange = (Extension(0x12345678, b"odd"), Extension(hd.BACKING_FORMAT, b"raw"), Extension(0x12345678, bytes(8)))
     header = PLAIN._replace(extensions=strange, backing_name_bytes=b"base.img")
     found = read(header)
@@ -214,7 +216,7 @@ def test_unknown_compatible_and_autoclear_bits_are_kept():
     assert read(header) == header
 
 
-TOO_LONG = (hd.REFCOUNT_TABLE_BYTES_MAX >> 16) + 1
+TOO_LONG = (REFCOUNT_TABLE_BYTES_MAX >> 16) + 1
 
 
 @pytest.mark.parametrize(
@@ -238,7 +240,7 @@ TOO_LONG = (hd.REFCOUNT_TABLE_BYTES_MAX >> 16) + 1
         ({"snapshot_count": 1, "snapshot_table_offset": 9}, "Snapshot table offset invalid"),
     ],
 )
-def test_a_field_that_breaks_a_rule_is_refused(changes: dict[str, int], reason: str):
+def test_a_field_that_breaks_a_rule_is_refused(changes: dict[str, Any], reason: str):
     assert read(PLAIN) == PLAIN
     with pytest.raises(BrokenHeader, match=reason):
         read(PLAIN._replace(**changes))
@@ -256,14 +258,10 @@ def test_a_field_that_breaks_a_rule_is_refused(changes: dict[str, int], reason: 
         (patched(BACKING_OFFSET, CLUSTER + 1, 8), "Invalid backing file offset"),
         (patched(BACKING_OFFSET, 8, 8), "Invalid backing file offset"),
         (patched(BACKING_OFFSET, (CLUSTER - 4) << 32 | 5, 12), "Backing file name too long"),
-        (patched(116, CLUSTER), "Header extension too large"),
+        (patched(EXTENSIONS, 0x1234 << 32 | CLUSTER, 8), "Header extension too large"),
     ],
 )
 def test_a_header_that_breaks_a_rule_is_refused(data: bytes, reason: str):
-    if reason == "Backing file name too long":
-        data = patched(BACKING_OFFSET, (CLUSTER - 4) << 32 | 5, 12)
-    if reason == "Header extension too large":
-        data = patched(112, 0x1234 << 32 | CLUSTER, 8)
     with pytest.raises(BrokenHeader, match=reason):
         parse("a", data, FILE_BYTES)
 
@@ -285,7 +283,7 @@ def test_another_format_is_not_taken_for_qcow2():
 @pytest.mark.parametrize("size_bytes", [4, 71, 72, 103])
 def test_a_file_that_ends_inside_its_header_is_truncated(size_bytes: int):
     with pytest.raises(TruncatedImage, match=f"the header at byte 0 .* ends at {size_bytes}"):
-        parse("a", whole(pack(PLAIN)[:size_bytes]) if size_bytes > 71 else pack(PLAIN)[:size_bytes], size_bytes)
+        parse("a", whole(pack(PLAIN)[:size_bytes]), size_bytes)
 
 
 @pytest.mark.parametrize(
@@ -327,7 +325,7 @@ def test_the_last_cluster_of_the_file_may_be_cut():
         ),
     ],
 )
-def test_no_table_lies_inside_another(changes: dict[str, int], reason: str):
+def test_no_table_lies_inside_another(changes: dict[str, Any], reason: str):
     with pytest.raises(BrokenHeader, match=reason):
         read(PLAIN._replace(**changes))
     assert parse_fields("a", whole(pack(PLAIN._replace(**changes))), FILE_BYTES)

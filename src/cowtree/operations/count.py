@@ -54,11 +54,7 @@ class Count:
         active_count = len(self.use.offset)
         later: list[Finding] = []
         self._use_snapshots(later.append)
-        size = self.geometry.cluster_size_bytes
-        # Tables that are not aligned may lie on top of each other, but not many of them.
-        self._stop_at_overlap("L2 tables", int((self.use.offset < self.references.file_size_bytes).sum()) * size // 2)
-        inside = ~self.references.outside(self.use.offset, self.geometry.cluster_size_bytes)
-        self.references.use(self.use.offset[inside], self.geometry.cluster_size_bytes, self.use.times[inside])
+        self._use_tables()
         self._walk(0, active_count)
         for finding in later:
             self._tell(finding)
@@ -104,9 +100,16 @@ class Count:
             if each.l1_entry_count:
                 self._use_region(each.l1_table_offset, each.l1_bytes, tell)
                 if each.l1_table_offset + each.l1_bytes > rules.OFFSET_MAX:
-                    tell(remark(INTERNAL, "ERROR: I/O error in check_refcounts_l1"))
+                    self._tell(remark(INTERNAL, "ERROR: I/O error in check_refcounts_l1"))
                     raise Stopped(IO_ERROR)
                 self._use_l1(self._read_words(each.l1_table_offset, each.l1_entry_count), tell, is_active=False)
+
+    def _use_tables(self) -> None:
+        size = self.geometry.cluster_size_bytes
+        # Tables that are not aligned may lie on top of each other, but not many of them.
+        self._stop_at_overlap("L2 tables", int((self.use.offset < self.references.file_size_bytes).sum()) * size // 2)
+        inside = ~self.references.outside(self.use.offset, size)
+        self.references.use(self.use.offset[inside], size, self.use.times[inside])
 
     def _stop_at_overlap(self, what: str, length: int) -> None:
         # Tables that fill more than the file lie on top of each other, and to walk them all could take for ever.

@@ -30,7 +30,7 @@ IN_PLACE, REUSE, FRESH, CLEARED = range(1, 5)
 
 
 class Wish(NamedTuple):
-    """What shall be put into a layer, within one window. `shown` reaches to the end of every cluster that is touched."""
+    """What shall be put into a layer, within one window. `shown` reaches to the end of each cluster that is touched."""
 
     wanted: Extents
     shown: Extents

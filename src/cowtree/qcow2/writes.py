@@ -266,9 +266,9 @@ def _layouts(header: Header, cluster: bytes, backing: tuple[str, str] | None) ->
 
 
 def _extension_lists(header: Header, backing: tuple[str, str] | None) -> Iterable[tuple[Extension, ...]]:
-    """The extensions with the new format in its old place, else as the first one, where it can change later, else as the
-    last one, else without the names of features. A format without a name means nothing, so it may stay when the link
-    goes away.
+    """The extensions with the new format in its old place, else as the first one, where it can change later, else as
+    the last one, else without the names of features. A format without a name means nothing, so it may stay when the
+    link goes away.
     """
     if backing is None:
         yield header.extensions
