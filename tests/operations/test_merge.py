@@ -106,6 +106,12 @@ def test_the_top_is_emptied_when_nothing_else_lies_on_it():
     assert (made.held(), made.seen(), outcome.invalid) == ("----", "AB0C", ())
 
 
+def test_an_emptied_top_takes_no_more_space_than_a_new_one():
+    made, new = family("A-0-BbCDEFGH", "BB-C--------"), family("------------", "BB-C--------")
+    merge.commit(made.files, made.top)
+    assert len(made.files.content(made.top)) <= len(new.files.content(new.top)) + CLUSTER_BYTES
+
+
 def test_the_top_may_be_kept_as_it_is():
     made = family("A-0-", "BB-C")
     merge.commit(made.files, made.top, into=Into(empties_top=False))
@@ -196,6 +202,12 @@ def test_relink_changes_the_name_only():
     assert (made.held(), made.seen()) == ("A---", "ACCC")
     merge.relink(made.files, made.top, backing=None)
     assert made.seen() == "A000"
+
+
+def test_what_both_chains_share_is_not_expected_to_move():
+    made, counting = family("A---", "-B--", "CCCC"), Counting()
+    merge.pull(made.files, made.top, base=made.names[2], monitor=counting)
+    assert counting.total_bytes == counting.moved_bytes == CLUSTER_BYTES
 
 
 def test_the_monitor_hears_of_every_byte():

@@ -270,6 +270,24 @@ def test_an_overlay_that_lies_on_something_else():
     assert sentence.startswith("stranger is not an overlay of layer-1")
 
 
+def test_a_top_that_could_not_be_emptied_is_not_committed():
+    made = family("A---", "-B--")
+    mark_dirty_and_corrupt(made.files, made.top)
+    refuse(made, MarkedCorrupt, lambda: merge.commit(made.files, made.top))
+    merge.commit(made.files, made.top, into=Into(empties_top=False))
+    assert made.seen(1) == "AB00"
+
+
+def test_an_overlay_whose_header_has_no_room_for_the_base():
+    made = family("BBBB")
+    base = "x" * 400
+    made.files.rename(made.top, base)
+    draw(made.files, NewImage("long", "qcow2", 2048, 12, backing_file=base, backing_format="qcow2"), "C---")
+    draw(made.files, NewImage("top", "qcow2", 2048, 9, backing_file="long", backing_format="qcow2"), "----")
+    sentence = refuse(made, Refused, lambda: merge.commit(made.files, "long", into=Into(overlays=["top"])))
+    assert sentence.startswith("top: the header has no room")
+
+
 def test_a_name_that_the_header_has_no_room_for():
     made = family("A---", "-B--", "CCCC")
     long = "x" * 400

@@ -4,7 +4,6 @@ The buffer is small so that what was read is still in the processor's cache when
 a thread lets the disk write what is there already: of a large copy little is left to be flushed at the end.
 """
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
@@ -18,8 +17,8 @@ from cowtree.monitor import Monitor
 from cowtree.steps import Move
 from cowtree.storage.contract import Storage
 
-BATCH_BYTES: Final = int(os.environ.get("BATCH", 512)) << 10
-FLUSH_BYTES: Final = int(os.environ.get("FLUSH", 128)) << 20
+BATCH_BYTES: Final = 512 << 10
+FLUSH_BYTES: Final = 64 << 20
 
 
 def copy(chain: Chain, move: Move, target: Storage, monitor: Monitor) -> None:
