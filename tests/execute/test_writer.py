@@ -200,6 +200,14 @@ def test_a_corrupt_image_is_not_written():
         pass
 
 
+def test_an_image_that_was_left_dirty_is_clean_in_the_end():
+    made = family("A")
+    patched(made.files, made.top, 0)
+    with writing(made) as writer:
+        writer.finish()
+        assert not gate.read_header(made.top, writer.file).is_dirty
+
+
 def test_formats_that_are_only_read_are_not_written(tmp_path: Path):
     for number, options in enumerate(("extended_l2=on", f"data_file={tmp_path}/data")):
         path = tmp_path / f"image-{number}"

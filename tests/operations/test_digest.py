@@ -1,68 +1,89 @@
-"""Holds that a digest says what the guest sees, and nothing else."""
+"""Owns the proof that a digest names what the guest sees and nothing else, as its definition says."""
 
 import hashlib
+from pathlib import Path
 
 import pytest
 
 from cowtree.errors import MissingImage
 from cowtree.monitor import Counting
-from cowtree.operations.digest import digest
+from cowtree.operations.digest import CHUNK_BYTES, digest
 from cowtree.storage.file import LocalFiles
-from cowtree.storage.memory import MemoryFiles
 from tests.pictures import family
-from tests.qemu import content, qemu_img, qemu_io, random_chain
+from tests.qemu import content, qemu_img, random_chain
+from tests.sparse import MEMORY_MIB_MAX, peak_memory_mib, sparse_image
 
 FILES = LocalFiles()
 
 
-def by_definition(disk: bytes) -> str:
-    """The digest as the module's own text defines it, computed anew."""
-    whole = hashlib.sha256(len(disk).to_bytes(8, "big"))
-    for number, start in enumerate(range(0, len(disk), 65536)):
-        chunk = disk[start : start + 65536]
+def compute_again(data: bytes) -> str:
+    """The definition, written down a second time."""
+    whole = hashlib.sha256(len(data).to_bytes(8, "big"))
+    for number in range(-(-len(data) // 65536)):
+        chunk = data[number * 65536 : (number + 1) * 65536]
         if chunk.strip(b"\0"):
             whole.update(number.to_bytes(8, "big") + hashlib.sha256(chunk).digest())
     return "cowtree1:" + whole.hexdigest()
 
 
-def test_a_digest_is_what_its_definition_says(seed, tmp_path):
-    chain = random_chain(tmp_path, seed)
-    disk = content(chain.top, chain.formats[-1])
-    assert digest(FILES, str(chain.top), chain.formats[-1]) == by_definition(disk)
+def test_the_digest_of_nothing_never_changes(tmp_path: Path):
+    path = tmp_path / "empty"
+    path.touch()
+    assert digest(FILES, str(path), "raw") == "cowtree1:" + hashlib.sha256(bytes(8)).hexdigest()
 
 
-def test_format_and_chain_do_not_matter(tmp_path):
-    chain = random_chain(tmp_path, 5, layer_count=4)
-    wanted = digest(FILES, str(chain.top))
-    for number, options in enumerate((["-O", "raw"], ["-O", "qcow2"], ["-c", "-O", "qcow2"], ["-S", "0", "-O", "raw"])):
+@pytest.mark.soak
+def test_the_digest_is_computed_as_defined(tmp_path: Path, seed: int):
+    made = random_chain(tmp_path, seed)
+    shown = content(made.top, made.formats[-1])
+    assert digest(FILES, str(made.top), made.formats[-1]) == compute_again(shown)
+
+
+def test_format_chain_clusters_and_holes_do_not_count(tmp_path: Path, seed: int):
+    made = random_chain(tmp_path, seed)
+    expected = digest(FILES, str(made.top), made.formats[-1])
+    forms = (["raw"], ["raw", "-S", "0"], ["qcow2", "-c"], ["qcow2", "-S", "0", "-o", "cluster_size=2M"])
+    for number, words in enumerate(forms):
         copy = tmp_path / f"copy-{number}"
-        qemu_img("convert", "-f", chain.formats[-1], *options, chain.top, copy)
-        assert digest(FILES, str(copy), options[-1]) == wanted
+        qemu_img("convert", "-f", made.formats[-1], "-O", *words, made.top, copy)
+        assert digest(FILES, str(copy), words[0]) == expected
 
 
-def test_holes_and_written_zeroes_are_the_same():
-    pictures = (("A-0B",), ("A00B",), ("AooB",), ("A---", "CC-B"))
-    found = {digest(made.files, made.top) for made in (family(*each) for each in pictures[:3])}
-    assert len(found) == 1
-    assert digest((other := family(*pictures[3])).files, other.top) not in found
+def test_every_byte_and_the_size_count():
+    shown = ("A---", "AA--", "B---", "-A--", "A--", "A----")
+    found = [digest(made.files, made.top) for made in map(family, shown)]
+    assert len(set(found)) == len(shown)
+    assert digest(family("Aoo0").files, "layer-0") == found[0]
 
 
-def test_size_and_every_byte_count():
-    disks = [bytes(65536), bytes(66048), bytes(65536) + b"\1" + bytes(511), b"\1" + bytes(66047)]
-    found = [digest(MemoryFiles({"disk": disk}), "disk", "raw") for disk in disks]
-    assert len(set(found)) == len(disks)
-    assert found == [by_definition(disk) for disk in disks]
+@pytest.mark.parametrize("size", [1, 511, 512, 513, CHUNK_BYTES - 1, CHUNK_BYTES + 1, 5 * CHUNK_BYTES + 7])
+def test_a_raw_disk_ends_with_its_last_sector(tmp_path: Path, size: int):
+    path = tmp_path / "raw"
+    path.write_bytes(b"x" * size)
+    assert digest(FILES, str(path), "raw") == compute_again((b"x" * size).ljust(-(-size // 512) * 512, b"\0"))
 
 
-def test_a_terabyte_of_holes_costs_no_reading(tmp_path):
-    path = tmp_path / "huge.qcow2"
-    qemu_img("create", "-q", "-f", "qcow2", path, "1T")
-    qemu_io(path, "write -P 65 700G 64k")
-    monitor = Counting()
-    digest(FILES, str(path), monitor=monitor)
-    assert monitor.moved_bytes == monitor.total_bytes == 65536
+def test_holes_are_not_read(tmp_path: Path):
+    path, counting = tmp_path / "raw", Counting()
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+        file.seek(1 << 39)
+        file.write(b"x")
+    digest(FILES, str(path), "raw", counting)
+    assert counting.total_bytes == counting.moved_bytes == CHUNK_BYTES
 
 
-def test_a_missing_image_is_named():
-    with pytest.raises(MissingImage, match="nowhere"):
-        digest(MemoryFiles(), "nowhere")
+def test_a_missing_image_is_named(tmp_path: Path):
+    with pytest.raises(MissingImage, match="nothing-here"):
+        digest(FILES, str(tmp_path / "nothing-here"))
+
+
+@pytest.mark.slow
+def test_a_million_clusters_take_little_memory(tmp_path: Path):
+    path = sparse_image(tmp_path / "large", 1 << 20, seed=1)
+    code = """if True:
+        import sys
+        from cowtree.operations.digest import digest
+        from cowtree.storage.file import LocalFiles
+        assert digest(LocalFiles(), sys.argv[1]).startswith("cowtree1:")"""
+    assert peak_memory_mib(code, path) < MEMORY_MIB_MAX

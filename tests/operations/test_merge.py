@@ -348,6 +348,20 @@ def stack(folder: Path, *options: str, size: str = "1M") -> tuple[Path, Path]:
     return base, top
 
 
+def test_parts_of_compressed_and_of_shared_clusters_are_written_over(tmp_path):
+    plain, base, top = (tmp_path / name for name in ("plain", "base", "top"))
+    plain.write_bytes(random.Random(1).randbytes(1000) * 1000)
+    qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", plain, base)
+    qemu_io(base, "write -P 1 0 128k")
+    qemu_img("snapshot", "-c", "before", base)
+    qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=512", "-b", "base", "-F", "qcow2", top)
+    qemu_io(top, "write -P 2 1k 1k", "write -P 3 300k 5k", "write -z 500k 1k")
+    seen = content(top)
+    merge.commit(FILES, str(top))
+    assert content(base) == content(top) == seen
+    assert_clean(base)
+
+
 def test_a_snapshot_in_the_base_keeps_its_content(tmp_path):
     base, top = stack(tmp_path)
     qemu_img("snapshot", "-c", "before", base)

@@ -1,7 +1,9 @@
 """Local files: what only a real file system can show. What every storage promises is in test_contract.py."""
 
 import errno
+import mmap
 import os
+import random
 import resource
 import socket
 import stat
@@ -288,3 +290,44 @@ def test_importing_the_module_stays_cheap():
     assert (
         subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "set()\n"
     )
+
+
+def test_large_writes_past_the_page_cache_and_small_ones_through_it_agree(path):
+    choose = random.Random(3)
+    wanted = bytearray(8 << 20)
+    source = memoryview(mmap.mmap(-1, 4 << 20))
+    with open(path, "wb") as made:
+        made.truncate(len(wanted))
+    file = FILES.open(path, Access.WRITE)
+    for _ in range(40):
+        length = choose.choice([1, 512, 5000, (1 << 20) - 1, 1 << 20, (1 << 20) + 4097, 3 << 20])
+        start = choose.choice([0, 0, 1, 4096, 8192])
+        at = choose.choice([choose.randrange(4 << 20), choose.randrange(1 << 10) << 12])
+        source[start : start + 64] = choose.randbytes(64)
+        source[start + length - 1 : start + length] = choose.randbytes(1)
+        file.pwrite(at, source[start : start + length])
+        wanted[at : at + length] = source[start : start + length]
+        file.flush()
+        near = choose.randrange(len(wanted))
+        assert file.pread(near, 4096) == bytes(wanted[near : near + 4096]).ljust(4096, b"\0")
+    file.close()
+    with open(path, "rb") as kept:
+        assert kept.read() == wanted
+
+
+def test_a_large_aligned_write_goes_past_the_page_cache_where_it_can(path):
+    def can_be_direct():
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DIRECT))
+        except OSError:
+            return False
+        return True
+
+    is_direct = can_be_direct()
+    file = FILES.open(path, Access.WRITE)
+    assert isinstance(file, LocalFile)
+    file.pwrite(0, memoryview(mmap.mmap(-1, 1 << 20))[: (1 << 20) - 1])
+    assert file._direct < 0
+    file.pwrite(0, memoryview(mmap.mmap(-1, 1 << 20)))
+    assert (file._direct >= 0) == is_direct
+    file.close()

@@ -1,9 +1,10 @@
-"""Moving guest data: many pieces, sorted by target, through one small buffer.
+"""Moving guest data: many pieces, sorted by target, through two large buffers.
 
-The buffer is small so that what was read is still in the processor's cache when it is written. While the copy goes on,
-a thread lets the disk write what is there already: of a large copy little is left to be flushed at the end.
+While one buffer is written the next one is read, so that both cores work. Pieces that end up side by side are written
+by one call; what is large enough goes past the page cache (`storage/file.py`), for which buffers must start on a page.
 """
 
+import mmap
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
@@ -17,8 +18,7 @@ from cowtree.monitor import Monitor
 from cowtree.steps import Move
 from cowtree.storage.contract import Storage
 
-BATCH_BYTES: Final = 512 << 10
-FLUSH_BYTES: Final = 64 << 20
+BATCH_BYTES: Final = 4 << 20
 
 
 def copy(chain: Chain, move: Move, target: Storage, monitor: Monitor) -> None:
@@ -26,23 +26,20 @@ def copy(chain: Chain, move: Move, target: Storage, monitor: Monitor) -> None:
     Raises: StorageFailed, BrokenTable.
     """
     pieces, target_offset = _split(move)
-    buffer = memoryview(bytearray(2 * BATCH_BYTES))
-    written_bytes = 0
+    buffers = [memoryview(mmap.mmap(-1, 2 * BATCH_BYTES)) for _ in range(2)]
     with ThreadPoolExecutor(1) as thread:
-        flush: Future[None] | None = None
-        for first, last in _batches(pieces.length):
+        pending: Future[None] | None = None
+        for index, (first, last) in enumerate(_batches(pieces.length)):
+            buffer = buffers[index % 2]
             batch = pieces.take(slice(first, last))
             position = np.cumsum(batch.length) - batch.length
             fetch(chain, batch, position, buffer)
-            write_pieces(target, target_offset[first:last], (position, batch.length), buffer)
-            written_bytes += batch.total_bytes
+            if pending is not None:
+                pending.result()
+            pending = thread.submit(write_pieces, target, target_offset[first:last], (position, batch.length), buffer)
             monitor.advance(batch.total_bytes)
-            if written_bytes >= FLUSH_BYTES and (flush is None or flush.done()):
-                if flush is not None:
-                    flush.result()
-                flush, written_bytes = thread.submit(target.flush), 0
-        if flush is not None:
-            flush.result()
+        if pending is not None:
+            pending.result()
 
 
 def _split(move: Move) -> tuple[Extents, Offsets]:
