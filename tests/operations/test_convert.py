@@ -14,8 +14,7 @@ from cowtree.monitor import Counting
 from cowtree.operations.convert import Manner, convert, convert_into
 from cowtree.plan.create import NewImage
 from cowtree.qcow2.header import ZLIB, ZSTD
-from cowtree.storage.contract import Access
-from cowtree.storage.contract import FileSystem
+from cowtree.storage.contract import Access, FileSystem
 from cowtree.storage.file import LocalFiles
 from cowtree.storage.memory import MemoryFiles
 from tests.pictures import CLUSTER_BITS, CLUSTER_BYTES, draw, family, hold, see
