@@ -1,11 +1,13 @@
 """Owns images with everything in them that qemu-img can make, and how their metadata is damaged."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from tests.qemu import SECTOR, qemu_img, run
+from tests.qemu import SECTOR, qemu_img, qemu_io, run
 
 OFFSET_MASK = 0x00FF_FFFF_FFFF_FE00
 COPIED, COMPRESSED = 1 << 63, 1 << 62
@@ -145,3 +147,74 @@ def _damaged(words: Words, choose: random.Random, value: int, kind: list[int]) -
         value & ~0xFFFF | choose.randrange(1 << 16),
     )
     return choose.choice(choices)
+
+
+@cache
+def template(options: str, size: str) -> bytes:
+    """An image with data, zeroes, a compressed cluster and a snapshot, some of which shares clusters."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "disk"
+        qemu_img("create", "-q", "-f", "qcow2", "-o", options, path, size)
+        qemu_io(path, "write -P 1 0 24k", "write -z 24k 8k", "write -c -P 3 32k 4k", "write -P 4 64k 16k")
+        qemu_img("snapshot", "-c", "first", path)
+        qemu_io(path, "write -P 5 8k 8k")
+        return path.read_bytes()
+
+
+def simple_image(path: Path, options: str = "cluster_size=4096", size: str = "4M") -> Words:
+    """Put a small image there."""
+    path.write_bytes(template(options, size))
+    return find_words(template(options, size))
+
+
+def word(words: Words, place: int) -> int:
+    return int.from_bytes(words.data[place : place + 8], "big")
+
+
+Damage = Callable[[Words, bytearray], None]
+END = 1 << 40
+DAMAGES: dict[str, Damage] = {
+    "the refcount of a cluster is 0": lambda words, data: put_word(data, words.refcount_block[1], 0),
+    "the refcount of a cluster is too high": lambda words, data: put_word(data, words.refcount_block[1], 2**48 - 1),
+    "a cluster is leaked": lambda words, data: put_word(data, words.l2[0], 0),
+    "an L2 entry points past the end": lambda words, data: put_word(data, words.l2[0], END | COPIED),
+    "an L2 entry is not aligned": lambda words, data: put_word(data, words.l2[0], word(words, words.l2[0]) + 512),
+    "an L2 entry is a mere flag": lambda words, data: put_word(data, words.l2[0], COPIED),
+    "an L2 entry points at the L1 table": lambda words, data: put_word(data, words.l2[0], words.l1[0] | COPIED),
+    "an L2 entry points at the refcount table": lambda words, data: put_word(
+        data, words.l2[0], words.refcount_table[0] | COPIED
+    ),
+    "an L2 entry points at a refcount block": lambda words, data: put_word(
+        data, words.l2[0], words.refcount_block[0] & ~0xFFF | COPIED
+    ),
+    "two L2 entries share a cluster": lambda words, data: put_word(data, words.l2[0], word(words, words.l2[1])),
+    "reserved bits of an L2 entry are set": lambda words, data: put_word(
+        data, words.l2[0], word(words, words.l2[0]) | 6 | 1 << 57
+    ),
+    "a flag is missing": lambda words, data: put_word(data, words.l2[3], word(words, words.l2[3]) ^ COPIED),
+    "the flag of an L1 entry is wrong": lambda words, data: put_word(
+        data, words.l1[0], word(words, words.l1[0]) ^ COPIED
+    ),
+    "an L1 entry points past the end": lambda words, data: put_word(data, words.l1[0], END),
+    "an L1 entry is not aligned": lambda words, data: put_word(data, words.l1[0], word(words, words.l1[0]) + 512),
+    "an L1 entry is gone": lambda words, data: put_word(data, words.l1[0], 0),
+    "two L1 entries share a table": lambda words, data: put_word(data, words.l1[0] + 8, word(words, words.l1[0])),
+    "a refcount block is not aligned": lambda words, data: put_word(
+        data, words.refcount_table[0], word(words, words.refcount_table[0]) + 512
+    ),
+    "a refcount block is past the end": lambda words, data: put_word(data, words.refcount_table[0], END),
+    "a refcount block has reserved bits": lambda words, data: put_word(
+        data, words.refcount_table[0], word(words, words.refcount_table[0]) + 1
+    ),
+    "a refcount block is used twice": lambda words, data: put_word(
+        data, words.refcount_table[1], word(words, words.refcount_table[0])
+    ),
+    "the refcount table is empty": lambda words, data: put_word(data, words.refcount_table[0], 0),
+    "a snapshot's L1 table is not aligned": lambda words, data: put_word(
+        data, words.snapshot_table[0], word(words, words.snapshot_table[0]) + 512
+    ),
+    "a snapshot's L1 table is past the end": lambda words, data: put_word(data, words.snapshot_table[0], END),
+    "a snapshot says too little": lambda words, data: put_word(data, words.snapshot_table[4], 0),
+    "the file is cut in its data": lambda words, data: data.__delitem__(slice(len(data) - 5000, None)),
+    "the file is cut in its tables": lambda words, data: data.__delitem__(slice(words.l1[0] + 512, None)),
+}

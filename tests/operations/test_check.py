@@ -3,8 +3,7 @@
 import json
 import random
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,21 @@ from cowtree.storage.contract import Access, FileSystem
 from cowtree.storage.file import LocalFiles
 from cowtree.storage.memory import MemoryFiles
 from tests.crash import Trial, guest_view, snapshot_views, stop_everywhere
-from tests.damage import COMPRESSED, COPIED, OFFSET_MASK, Words, damage, find_words, put_word, rich_image
-from tests.qemu import assert_clean, content, qemu_img, qemu_io, random_chain, run
+from tests.damage import (
+    COMPRESSED,
+    COPIED,
+    DAMAGES,
+    END,
+    OFFSET_MASK,
+    Words,
+    damage,
+    find_words,
+    put_word,
+    rich_image,
+    simple_image,
+    word,
+)
+from tests.qemu import assert_clean, content, qemu_img, random_chain, run
 from tests.sparse import MEMORY_MIB_MAX, peak_memory_mib, sparse_image
 
 CPU_S_MAX = 2
@@ -77,6 +89,7 @@ def assert_as_qemu(path: Path) -> None:
     assert {line for each in said for line in each.splitlines()} == set(sentences)
 
 
+@pytest.mark.slow
 def test_random_chains_are_clean_and_counted_as_by_qemu(tmp_path: Path, seed: int):
     made = random_chain(tmp_path, seed, 2)
     for path, image_format in zip(made.paths, made.formats, strict=True):
@@ -85,6 +98,7 @@ def test_random_chains_are_clean_and_counted_as_by_qemu(tmp_path: Path, seed: in
             assert checked(path)[0].is_clean
 
 
+@pytest.mark.slow
 def test_images_with_everything_are_counted_as_by_qemu(tmp_path: Path, seed: int):
     made = rich_image(tmp_path, seed)
     assert_as_qemu(made.path)
@@ -112,80 +126,16 @@ def test_noise_in_metadata_ends_soon_and_with_our_own_errors_only(tmp_path: Path
     path = rich_image(tmp_path, seed).path
     words, choose = find_words(path.read_bytes()), random.Random(seed)
     places = [*range(0, 128, 8), *chain.from_iterable(words.places)]
-    for _ in range(10 * DAMAGES_PER_IMAGE):
+    for _ in range(5 * DAMAGES_PER_IMAGE):
         data = bytearray(words.data)
         for _ in range(choose.randint(1, 8)):
             data[choose.choice(places) + choose.randrange(8)] = choose.randrange(256)
         files = MemoryFiles({"disk": bytes(data)})
-        began_s = time.process_time()
         for repair in (NOTHING, LEAKS, ALL):
-            try:
+            began_s = time.process_time()
+            with suppress(CowtreeError):
                 checked("disk", repair, files)
-            except CowtreeError:
-                continue
-        assert time.process_time() - began_s < CPU_S_MAX
-
-
-def simple_image(path: Path, options: str = "cluster_size=4096", size: str = "4M") -> Words:
-    """An image with data, zeroes, a compressed cluster and a snapshot, all of which shares clusters."""
-    qemu_img("create", "-q", "-f", "qcow2", "-o", options, path, size)
-    qemu_io(path, "write -P 1 0 24k", "write -z 24k 8k", "write -c -P 3 32k 4k", "write -P 4 64k 16k")
-    qemu_img("snapshot", "-c", "first", path)
-    qemu_io(path, "write -P 5 8k 8k")
-    return find_words(path.read_bytes())
-
-
-def word(words: Words, place: int) -> int:
-    return int.from_bytes(words.data[place : place + 8], "big")
-
-
-Damage = Callable[[Words, bytearray], None]
-END = 1 << 40
-DAMAGES: dict[str, Damage] = {
-    "the refcount of a cluster is 0": lambda words, data: put_word(data, words.refcount_block[1], 0),
-    "the refcount of a cluster is too high": lambda words, data: put_word(data, words.refcount_block[1], 2**48 - 1),
-    "a cluster is leaked": lambda words, data: put_word(data, words.l2[0], 0),
-    "an L2 entry points past the end": lambda words, data: put_word(data, words.l2[0], END | COPIED),
-    "an L2 entry is not aligned": lambda words, data: put_word(data, words.l2[0], word(words, words.l2[0]) + 512),
-    "an L2 entry is a mere flag": lambda words, data: put_word(data, words.l2[0], COPIED),
-    "an L2 entry points at the L1 table": lambda words, data: put_word(data, words.l2[0], words.l1[0] | COPIED),
-    "an L2 entry points at the refcount table": lambda words, data: put_word(
-        data, words.l2[0], words.refcount_table[0] | COPIED
-    ),
-    "an L2 entry points at a refcount block": lambda words, data: put_word(
-        data, words.l2[0], words.refcount_block[0] & ~0xFFF | COPIED
-    ),
-    "two L2 entries share a cluster": lambda words, data: put_word(data, words.l2[0], word(words, words.l2[1])),
-    "reserved bits of an L2 entry are set": lambda words, data: put_word(
-        data, words.l2[0], word(words, words.l2[0]) | 6 | 1 << 57
-    ),
-    "a flag is missing": lambda words, data: put_word(data, words.l2[3], word(words, words.l2[3]) ^ COPIED),
-    "the flag of an L1 entry is wrong": lambda words, data: put_word(
-        data, words.l1[0], word(words, words.l1[0]) ^ COPIED
-    ),
-    "an L1 entry points past the end": lambda words, data: put_word(data, words.l1[0], END),
-    "an L1 entry is not aligned": lambda words, data: put_word(data, words.l1[0], word(words, words.l1[0]) + 512),
-    "an L1 entry is gone": lambda words, data: put_word(data, words.l1[0], 0),
-    "two L1 entries share a table": lambda words, data: put_word(data, words.l1[0] + 8, word(words, words.l1[0])),
-    "a refcount block is not aligned": lambda words, data: put_word(
-        data, words.refcount_table[0], word(words, words.refcount_table[0]) + 512
-    ),
-    "a refcount block is past the end": lambda words, data: put_word(data, words.refcount_table[0], END),
-    "a refcount block has reserved bits": lambda words, data: put_word(
-        data, words.refcount_table[0], word(words, words.refcount_table[0]) + 1
-    ),
-    "a refcount block is used twice": lambda words, data: put_word(
-        data, words.refcount_table[1], word(words, words.refcount_table[0])
-    ),
-    "the refcount table is empty": lambda words, data: put_word(data, words.refcount_table[0], 0),
-    "a snapshot's L1 table is not aligned": lambda words, data: put_word(
-        data, words.snapshot_table[0], word(words, words.snapshot_table[0]) + 512
-    ),
-    "a snapshot's L1 table is past the end": lambda words, data: put_word(data, words.snapshot_table[0], END),
-    "a snapshot says too little": lambda words, data: put_word(data, words.snapshot_table[4], 0),
-    "the file is cut in its data": lambda words, data: data.__delitem__(slice(len(data) - 5000, None)),
-    "the file is cut in its tables": lambda words, data: data.__delitem__(slice(words.l1[0] + 512, None)),
-}
+            assert time.process_time() - began_s < CPU_S_MAX
 
 
 @pytest.mark.parametrize("name", DAMAGES)
@@ -359,6 +309,26 @@ def test_nothing_is_repaired_where_tables_lie_on_each_other(tmp_path: Path):
     assert report.failure == "Input/output error"
     assert "two tables lie at byte" in said[-1]
     assert path.read_bytes() == data
+
+
+def test_tables_that_a_repair_does_not_write_to_may_lie_on_each_other(tmp_path: Path):
+    path = tmp_path / "disk"
+    words = simple_image(path)
+    data = bytearray(words.data)
+    put_word(data, words.snapshot_table[0], words.snapshot_table[0])
+    put_word(data, words.refcount_block[1], 2**48 - 1)
+    path.write_bytes(data)
+    report, _ = checked(path, ALL)
+    assert report.failure is None
+    assert report.corruption_fixed_count
+
+
+def test_the_header_of_an_encryption_is_counted(tmp_path: Path):
+    path = tmp_path / "disk"
+    secret = "--object", "secret,id=key,data=abc"
+    options = "cluster_size=4096,encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10"
+    qemu_img("create", "-q", "-f", "qcow2", *secret, "-o", options, path, "1M")
+    assert checked(path)[0].is_clean
 
 
 def test_snapshot_tables_without_end_are_not_followed():

@@ -47,7 +47,7 @@ def converted(*layers: str, new: NewImage = OUT, manner: Manner = Manner()) -> s
 
 
 def test_only_data_is_written():
-    assert converted("A-0oB", "-aCC-") == "AAC-B"
+    assert converted("A-0oB", "-aCC-") == "AA--B"
 
 
 def test_compressed_clusters_are_read_and_written():
@@ -63,7 +63,7 @@ def test_the_whole_disk_is_written_out_on_demand():
     full = Manner(sparse_bytes=0)
     assert converted("A-0o", manner=full) == "A000"
     assert converted("A-0o", new=OUT._replace(format="raw"), manner=full) == "A000"
-    assert converted("A-", manner=full._replace(is_compressed=True)) == "ao".replace("o", "0")
+    assert converted("A-", manner=full._replace(is_compressed=True)) == "a0"
 
 
 @pytest.mark.parametrize("version", [2, 3])
@@ -309,7 +309,5 @@ def test_a_million_clusters_take_little_memory(tmp_path: Path, words: str):
         convert(LocalFiles(), [(source, "qcow2")], new, Manner(is_packed == "1"))"""
     out = tmp_path / "out"
     assert peak_memory_mib(code, path, out, *words.split()) < MEMORY_MIB_MAX
-    assert (
-        run("qemu-img", "compare", "-f", "qcow2", "-F", words.split(maxsplit=1)[0], path, out).stdout
-        == "Images are identical.\n"
-    )
+    compared = run("qemu-img", "compare", "-f", "qcow2", "-F", words.split(maxsplit=1)[0], path, out)
+    assert compared.stdout == "Images are identical.\n"

@@ -418,6 +418,7 @@ def test_a_base_with_bitmaps_can_grow(tmp_path):
     base, top = stack(tmp_path, "-o", "cluster_size=512", size="64M")
     for words in (("--add", base, "active"), ("--add", "--disable", base, "frozen")):
         qemu_img("bitmap", "-g", "512", *words)
+    qemu_io(top, "write -P 7 50M 64k")
     seen = content(top)
     merge.commit(FILES, str(top))
     # Bitmaps that are too short for the disk must say so, or QEMU does not open the image at all.

@@ -1,100 +1,115 @@
-"""Converting, stopped everywhere: a new image is there whole or not at all; one that is written over stays sound."""
+"""Convert, stopped everywhere: under the target's name there is the old file or the whole new one, and a second run
+ends it. What is written over in place stays sound, and shows nothing but old and new.
+"""
 
-from typing import NamedTuple
+from pathlib import Path
 
 import pytest
 
 from cowtree.operations.convert import Manner, convert, convert_into
 from cowtree.plan.create import NewImage
+from cowtree.qcow2.header import ZSTD
 from cowtree.storage.contract import FileSystem
 from cowtree.storage.memory import MemoryFiles
-from tests.crash import Trial, assert_sound, guest_view, snapshot_views, stop_everywhere, trial_of_new
-from tests.operations.test_safety_merge import BASE_WRITES, TOP_WRITES, V2, V3, Disk, make
+from tests.crash import Trial, assert_sound, guest_view, run_through, stop_everywhere
+from tests.pictures import CLUSTER_BITS, CLUSTER_BYTES, Family, draw, family
 from tests.qemu import assert_clean, content
 
-SOURCE = (
-    Disk("base.qcow2", "64k", V3, None, BASE_WRITES),
-    Disk("top.qcow2", "60k", V3, "base.qcow2", TOP_WRITES[:3]),
-)
-NEW = NewImage("new", "qcow2", 0, cluster_bits=9)
-CONVERSIONS = {
-    "to qcow2": (NEW, Manner()),
-    "to large clusters": (NEW._replace(cluster_bits=16), Manner()),
-    "to version 2": (NEW._replace(version=2), Manner()),
-    "to compressed clusters": (NEW._replace(cluster_bits=12), Manner(is_compressed=True)),
-    "to an overlay": (NEW._replace(backing_file="base.qcow2", backing_format="qcow2"), Manner()),
-    "to allocated clusters": (NEW._replace(preallocation="metadata"), Manner()),
-    "to a data file": (NEW._replace(data_file="data"), Manner()),
-    "to raw": (NewImage("new", "raw", 0), Manner()),
-    "to raw without holes": (NewImage("new", "raw", 0), Manner(sparse_bytes=0)),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("found", [{}, {"new": b"old" * 5000, "data": b"old"}], ids=["nothing", "an old file"])
-@pytest.mark.parametrize("name", CONVERSIONS)
-def test_a_conversion_can_be_stopped_everywhere(tmp_path, monkeypatch, name, found):
-    new, manner = CONVERSIONS[name]
-    made = [new.path, *([new.data_file] if new.data_file else [])]
-    initial = make(tmp_path, SOURCE) | {path: data for path, data in found.items() if path in made}
-
-    def operate(files: FileSystem) -> None:
-        convert(files, [("top.qcow2", "qcow2")], new, manner)
-
-    trial = trial_of_new(initial, operate, made)
-    stop_everywhere(trial)
-    ended = trial.run()
-    assert guest_view(ended.files, "new", new.format) == guest_view(MemoryFiles(initial), "top.qcow2")
-    for path in made:
-        (tmp_path / path).write_bytes(ended.files.content(path))
-    monkeypatch.chdir(tmp_path)  # where QEMU looks for a data file
-    if new.format == "qcow2":
-        assert_clean(tmp_path / "new")
-    assert content(tmp_path / "new", new.format) == content(tmp_path / "top.qcow2")
-
-
-class Over(NamedTuple):
-    """A target that is there, and what is written over it."""
-
-    target: Disk
-    manner: Manner = Manner()
-
-
+OLD = b"what stood there before"
 TARGETS = {
-    "small clusters": Over(Disk("there.qcow2", "80k", V3, None, ("write -P 17 0 30k", "write -P 18 58k 10k"))),
-    "version 2": Over(Disk("there.qcow2", "80k", V2, None, ("write -P 17 0 30k", "write -P 18 58k 10k"))),
-    "an overlay": Over(Disk("there.qcow2", "80k", V3, "other.raw", ("write -P 17 3k 5k",))),
-    "a version 2 overlay": Over(Disk("there.qcow2", "80k", V2, "other.raw", ("write -P 17 3k 5k",))),
-    "snapshots": Over(Disk("there.qcow2", "80k", V3, None, ("write -P 17 0 60k", "snapshot a", "write -P 18 9k 9k"))),
-    "raw": Over(Disk("there.raw", "80k", "", None, ("write -P 17 0 80k",))),
-    "without holes": Over(Disk("there.qcow2", "80k", V3, None, ("write -P 17 0 30k",)), Manner(sparse_bytes=0)),
+    "raw": NewImage("out", "raw", 0),
+    "raw, full": NewImage("out", "raw", 0, preallocation="full"),
+    "qcow2": NewImage("out", "qcow2", 0, CLUSTER_BITS),
+    "version 2": NewImage("out", "qcow2", 0, CLUSTER_BITS, version=2),
+    "preallocated": NewImage("out", "qcow2", 0, CLUSTER_BITS, preallocation="metadata"),
+    "overlay": NewImage("out", "qcow2", 0, CLUSTER_BITS, backing_file="layer-1", backing_format="qcow2"),
+    "external data": NewImage("out", "qcow2", 0, CLUSTER_BITS, data_file="data"),
+    "packed": NewImage("out", "qcow2", 0, CLUSTER_BITS),
+    "packed, zstd": NewImage("out", "qcow2", 0, CLUSTER_BITS, compression_type=ZSTD),
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", TARGETS)
-def test_an_image_that_is_written_over_stays_sound_and_shows_old_or_new_bytes(tmp_path, name):
-    target, manner = TARGETS[name]
-    other = Disk("other.raw", "80k", "", None, ("write -P 21 0 70k",))
-    initial = make(tmp_path, [*SOURCE, other, target])
-    start = MemoryFiles(initial)
-    old, new = guest_view(start, target.name, target.format), guest_view(start, "top.qcow2")
-    images = [target.name] if target.format == "qcow2" else []
-    snapshots = {image: snapshot_views(start, image) for image in images}
+def make_source() -> Family:
+    return family("A-b0oC--" + "-" * 60 + "DE", "-FG-HH" + "-" * 60)
 
-    def operate(files: FileSystem) -> None:
-        convert_into(files, [("top.qcow2", "qcow2")], (target.name, target.format), manner)
+
+def trial_of(new: NewImage, manner: Manner, old: bytes | None) -> Trial:
+    """A trial of one conversion; `old` is what stands under the target's name before."""
+    made = make_source()
+    expected = guest_view(made.files, made.top)
+    initial = made.files.snapshot()
+    if old is not None:
+        initial["out"] = old
+
+    def operation(files: FileSystem) -> None:
+        convert(files, [(made.top, "qcow2")], new, manner)
 
     def check(files: MemoryFiles, is_done: bool) -> None:
-        assert {path: data for path, data in files.snapshot().items() if path != target.name} == others
-        for image in images:
-            assert_sound(files, image, is_done=is_done)
-            assert snapshot_views(files, image) == snapshots[image]
-        found = guest_view(files, target.name, target.format)
-        assert found[len(new) :] == old[len(new) :]
-        for offset in range(0, len(new), 512):
-            sector = slice(offset, offset + 512)
-            assert found[sector] in (new[sector], old[sector] if not is_done else new[sector])
+        held = files.snapshot()
+        for name in made.names:
+            assert held[name] == initial[name], f"{name} was changed"
+        if held.get("out") == old:
+            assert not is_done
+        else:
+            assert guest_view(files, "out", new.format) == expected
+            if new.format == "qcow2":
+                assert_sound(files, "out", is_done=True)
+        if is_done:
+            assert held.keys() == {*initial, "out", *([new.data_file] if new.data_file else [])}
 
-    others = {path: data for path, data in initial.items() if path != target.name}
-    stop_everywhere(Trial(initial, operate, check))
+    return Trial(initial, operation, check)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("old", [None, OLD], ids=["new name", "old file"])
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_new_image_is_there_whole_or_not_at_all(name: str, old: bytes | None):
+    stop_everywhere(trial_of(TARGETS[name], Manner(is_compressed=name.startswith("packed")), old))
+
+
+def test_what_is_done_is_durable_and_sound_for_qemu(tmp_path: Path):
+    for name, new in TARGETS.items():
+        if new.data_file is not None:
+            # QEMU looks for it in the folder that it runs in.
+            continue
+        ended = run_through(trial_of(new, Manner(is_compressed=name.startswith("packed")), None))
+        for each, data in ended.files.snapshot().items():
+            (tmp_path / each).write_bytes(data)
+        assert content(tmp_path / "out", new.format) == guest_view(ended.files, "layer-0")
+        if new.format == "qcow2":
+            assert_clean(tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", [2, 3])
+def test_an_image_that_is_written_over_stays_sound(version: int):
+    made = make_source()
+    size = 80 * CLUSTER_BYTES
+    base = NewImage("base", "qcow2", size, CLUSTER_BITS)
+    draw(made.files, base, "Z" * 80)
+    draw(
+        made.files,
+        NewImage("target", "qcow2", size, CLUSTER_BITS, version, backing_file="base", backing_format="qcow2"),
+        "Y-y-XXXX" if version == 2 else "YoY0y-XX",
+    )
+    initial = made.files.snapshot()
+    wanted, before = guest_view(made.files, made.top), guest_view(made.files, "target")
+    after = wanted + before[len(wanted) :]
+
+    def operation(files: FileSystem) -> None:
+        convert_into(files, [(made.top, "qcow2")], ("target", "qcow2"))
+
+    def check(files: MemoryFiles, is_done: bool) -> None:
+        assert {name: data for name, data in files.snapshot().items() if name != "target"} == {
+            name: data for name, data in initial.items() if name != "target"
+        }
+        assert_sound(files, "target", is_done=is_done)
+        seen = guest_view(files, "target")
+        assert seen[len(wanted) :] == before[len(wanted) :]
+        if is_done:
+            assert seen == after
+        for start in range(0, len(wanted), 512):
+            sector = slice(start, start + 512)
+            assert seen[sector] in (before[sector], after[sector])
+
+    stop_everywhere(Trial(initial, operation, check))
