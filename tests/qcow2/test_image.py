@@ -87,6 +87,15 @@ def test_metadata_is_all_that_is_counted_but_guest_data(rich):
     assert not set(metadata.tolist()) & set(data.tolist())
 
 
+def test_tables_are_found_among_a_few_clusters(rich):
+    layer, image = open_rich(rich)
+    layer.close()
+    metadata, choose = set(image.metadata_clusters().tolist()), np.random.default_rng(1)
+    for count in (0, 1, 2, 5, 300):
+        clusters = choose.integers(0, image.host_cluster_count + 10, count)
+        assert set(image.tables_among(clusters).tolist()) == metadata & set(clusters.tolist())
+
+
 def test_the_header_cluster_is_metadata_once():
     image = image_of("A")
     assert image.metadata_clusters().tolist()[:2] == [0, 1]

@@ -168,7 +168,9 @@ def review(piece: Slice, fates: Fates) -> int:
     Raises: BrokenTable.
     """
     image = piece.image
-    _check_kept(piece, _kept(image, fates))
+    kept = _kept(image, fates)
+    _check_kept(piece, kept)
+    _refuse_tables(image, kept)
     count_down(image.path, piece.counts, _released(image, piece.tables, fates))
     in_place = _per_cluster(image.geometry, fates.cluster, fates.wanted.ranges)[fates.of(IN_PLACE)]
     return (int(fates.of(FRESH, REUSE).sum()) << image.header.cluster_bits) + int(in_place.sum())
@@ -184,9 +186,10 @@ def place(piece: Slice, fates: Fates, wish: Wish) -> tuple[list[Step], Image]:
     missing, shared = _table_changes(image, fates)
     fresh = fates.of(FRESH)
     table_count = len(missing) + len(shared)
-    _check_kept(piece, _kept(image, fates))
+    kept = _kept(image, fates)
+    _check_kept(piece, kept)
     taken, counted = allocate(piece, table_count + int(fresh.sum()))
-    _refuse_tables(counted.image, taken)
+    _refuse_tables(counted.image, np.concatenate((kept, taken)))
     table_hosts, hosts = taken[:table_count], taken[table_count:]
     host = (fates.entry & tables.HOST_OFFSET).astype(np.int64)
     host[fresh] = hosts << geometry.cluster_bits
@@ -197,7 +200,7 @@ def place(piece: Slice, fates: Fates, wish: Wish) -> tuple[list[Step], Image]:
 
 
 def _check_kept(piece: Slice, clusters: Offsets) -> None:
-    """Refuse to write to clusters that are in use unless each belongs to one guest cluster and to nothing else."""
+    """Refuse to write to clusters that are in use unless each belongs to one guest cluster."""
     counts = piece.counts.get(clusters)
     wrong = np.flatnonzero(counts != 1)
     if len(wrong):
@@ -208,11 +211,10 @@ def _check_kept(piece: Slice, clusters: Offsets) -> None:
     if len(twice):
         reason = f"host cluster {twice[0]} belongs to two guest clusters"
         raise BrokenTable(path=piece.image.path, reason=reason)
-    _refuse_tables(piece.image, clusters)
 
 
 def _refuse_tables(image: Image, targets: Offsets) -> None:
-    hit = targets[np.isin(targets, image.metadata_clusters())]
+    hit = image.tables_among(targets)
     if len(hit):
         reason = f"guest data would be written to host cluster {hit[0]}, which holds a table"
         raise BrokenTable(path=image.path, reason=reason)

@@ -67,14 +67,24 @@ class Image(NamedTuple):
 
     def metadata_clusters(self) -> Offsets:
         """The host clusters of all tables and blocks, sorted; guest data in one of them is damage."""
+        return np.unique(np.concatenate(self._metadata()))
+
+    def tables_among(self, clusters: Offsets) -> Offsets:
+        """Those of some host clusters in which a table or a block lies. Nothing is sorted but these few."""
+        if not len(clusters):
+            return clusters
+        ordered = np.sort(clusters)
+        found = [each[ordered[np.searchsorted(ordered[:-1], each)] == each] for each in self._metadata()]
+        return np.concatenate(found)
+
+    def _metadata(self) -> list[Offsets]:
+        """The host clusters of each table, and of all L2 tables and refcount blocks, in no order."""
         bits = self.header.cluster_bits
         fixed = [
             np.arange(start >> bits, ceil_div(start + length, 1 << bits)) for _, start, length in self.fixed_ranges()
         ]
-        tables = [table_offsets(l1) >> bits for l1 in (self.l1, *self.snapshot_l1s)]
-        blocks = block_offsets(self.refcount_table) >> bits
-        clusters = np.unique(np.concatenate([*fixed, *tables, blocks]).astype(np.int64))
-        return np.insert(clusters[clusters > 0], 0, 0)
+        offsets = [*(table_offsets(l1) for l1 in (self.l1, *self.snapshot_l1s)), block_offsets(self.refcount_table)]
+        return [*fixed, *(each[each > 0] >> bits for each in offsets)]
 
 
 class Slice(NamedTuple):
