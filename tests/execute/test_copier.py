@@ -9,7 +9,7 @@ from cowtree import extents as ex
 from cowtree.chain import gate
 from cowtree.chain.view import Chain
 from cowtree.errors import StorageFailed
-from cowtree.execute.copier import BATCH_BYTES, copy, write_pieces
+from cowtree.execute.copier import BATCH_BYTES, BATCHES_AHEAD, copy, write_pieces
 from cowtree.monitor import Counting, Silent
 from cowtree.steps import Move, by_target
 from cowtree.storage.contract import Access, Storage
@@ -93,6 +93,21 @@ def test_pieces_that_are_neighbours_only_in_the_file_are_written_apart():
     write_pieces(target, offset, (position, length), memoryview(b"bbbbaaaacccc"))
     assert target.pread(0, 12) == b"aaaabbbbcccc"
     assert len(target.writes) == 3
+
+
+def test_all_of_a_long_move_but_its_beginning_is_asked_for_ahead():
+    class Asked(PassingFile):
+        def prefetch(self, offset, length):
+            asked.append((offset, offset + length))
+
+    asked: list[tuple[int, int]] = []
+    size = (2 * BATCHES_AHEAD + 1) * BATCH_BYTES
+    chain = raw_chain(b"")
+    layer = chain.top._replace(file=Asked(chain.top.file))
+    part = ex.single(0, size, ex.DATA)
+    copy(chain.with_layer(0, layer), Move(part, part.start), new_target(), Silent())
+    assert sorted(asked)[0][0] == BATCHES_AHEAD * BATCH_BYTES
+    assert sum(stop - start for start, stop in asked) == size - BATCHES_AHEAD * BATCH_BYTES
 
 
 def test_a_full_disk_ends_the_move():

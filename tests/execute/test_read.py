@@ -13,7 +13,7 @@ from cowtree import extents as ex
 from cowtree.chain import gate
 from cowtree.chain.view import Chain, open_chain, resolve
 from cowtree.errors import BrokenCluster, BrokenTable
-from cowtree.execute.read import PAGE_BYTES, ahead, fetch, pages, portions
+from cowtree.execute.read import PAGE_BYTES, ahead, fetch, pages, portions, prefetch
 from cowtree.extents import Ranges
 from cowtree.qcow2.compression import deflate
 from cowtree.qcow2.header import ZLIB, ZSTD
@@ -85,6 +85,19 @@ def test_what_lies_side_by_side_is_read_at_once_wherever_it_belongs():
     fetch(chain, parts, np.array([1024, 0, 512], np.int64), memoryview(buffer))
     assert reads == [(0, 1536)]
     assert bytes(buffer[1024:1536]) == bytes(range(256)) * 2
+
+
+def test_what_is_asked_for_ahead_is_data_in_the_order_of_its_file():
+    class Asked(PassingFile):
+        def prefetch(self, offset, length):
+            asked.append((offset, length))
+
+    asked: list[tuple[int, int]] = []
+    chain = raw_chain(bytes(4096))
+    chain = chain.with_layer(0, chain.top._replace(file=Asked(chain.top.file)))
+    places = ((0, 1024, ex.DATA), (512, 0, ex.DATA), (1024, 2048, ex.ZERO))
+    prefetch(chain, ex.concatenate([ex.single(at, at + 512, kind, host_offset=host) for at, host, kind in places]))
+    assert asked == [(0, 512), (1024, 512)]
 
 
 def test_pages_hold_the_ranges_one_behind_the_other():

@@ -2,6 +2,7 @@
 
 While one buffer is written the next one is read, so that both cores work. Pieces that end up side by side are written
 by one call; what is large enough goes past the page cache (`storage/file.py`), for which buffers must start on a page.
+What lies on a disk is asked for some batches ahead, in the order of its file, so that the disk is never idle.
 """
 
 import mmap
@@ -12,13 +13,14 @@ from typing import Final
 import numpy as np
 
 from cowtree.chain.view import Chain
-from cowtree.execute.read import fetch
+from cowtree.execute.read import fetch, prefetch
 from cowtree.extents import MOVING, Extents, Offsets
 from cowtree.monitor import Monitor
 from cowtree.steps import Move
 from cowtree.storage.contract import Storage
 
 BATCH_BYTES: Final = 4 << 20
+BATCHES_AHEAD: Final = 8
 
 
 def copy(chain: Chain, move: Move, target: Storage, monitor: Monitor) -> None:
@@ -27,16 +29,20 @@ def copy(chain: Chain, move: Move, target: Storage, monitor: Monitor) -> None:
     """
     pieces, target_offset = _split(move)
     buffers = [memoryview(mmap.mmap(-1, 2 * BATCH_BYTES)) for _ in range(2)]
-    with ThreadPoolExecutor(1) as thread:
+    batches = list(_batches(pieces.length))
+    with ThreadPoolExecutor(2) as threads:
         pending: Future[None] | None = None
-        for index, (first, last) in enumerate(_batches(pieces.length)):
+        for index, (first, last) in enumerate(batches):
+            if index % BATCHES_AHEAD == 0:
+                coming = batches[index + BATCHES_AHEAD :][:BATCHES_AHEAD]
+                threads.submit(prefetch, chain, pieces.take(_span(coming)))
             buffer = buffers[index % 2]
             batch = pieces.take(slice(first, last))
             position = np.cumsum(batch.length) - batch.length
             fetch(chain, batch, position, buffer)
             if pending is not None:
                 pending.result()
-            pending = thread.submit(write_pieces, target, target_offset[first:last], (position, batch.length), buffer)
+            pending = threads.submit(write_pieces, target, target_offset[first:last], (position, batch.length), buffer)
             monitor.advance(batch.total_bytes)
         if pending is not None:
             pending.result()
@@ -62,6 +68,11 @@ def _batches(length: Offsets) -> Iterator[tuple[int, int]]:
     number = (np.cumsum(length) - length) // BATCH_BYTES
     first = np.flatnonzero(np.concatenate(([True], np.diff(number) > 0))).tolist()
     yield from zip(first, [*first[1:], len(length)], strict=True)
+
+
+def _span(batches: list[tuple[int, int]]) -> slice:
+    """The pieces of some batches that follow each other."""
+    return slice(batches[0][0], batches[-1][1]) if batches else slice(0)
 
 
 def write_pieces(target: Storage, target_offset: Offsets, where: tuple[Offsets, Offsets], buffer: memoryview) -> None:

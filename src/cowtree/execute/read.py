@@ -37,6 +37,15 @@ def fetch(chain: Chain, parts: Extents, position: Offsets, buffer: memoryview) -
     _clear(buffer, position[zero], parts.length[zero])
 
 
+def prefetch(chain: Chain, parts: Extents) -> None:
+    """Ask the system to read what these extents point at before it is fetched, in the order of each file."""
+    plain = parts.take(parts.kind == ex.DATA)
+    plain = plain.take(np.lexsort((plain.host_offset, plain.layer)))
+    columns = [each.tolist() for each in (plain.layer, plain.host_offset, plain.length)]
+    for layer, offset, length in zip(*columns, strict=True):
+        chain.layers[layer].data_file.prefetch(offset, length)
+
+
 def _clear(buffer: memoryview, position: Offsets, length: Offsets) -> None:
     for at, count in zip(position.tolist(), length.tolist(), strict=True):
         buffer[at : at + count] = bytes(count)
