@@ -79,9 +79,7 @@ def start_up(folder: Path) -> list[Promise]:
 
 def memory(folder: Path) -> list[Promise]:
     """Peak memory on a sparse image of 1 TiB with a million allocated clusters."""
-    base, overlay = folder / "huge-base.qcow2", folder / "huge.qcow2"
-    qemu_img("create", "-f", "qcow2", base, "1T")
-    make_huge(overlay, base)
+    overlay = make_huge(folder)
     found = []
     for words in (("map", "--output=json"), ("check",), ("commit", "-q", "-d")):
         run = measure(Candidate((*COWTREE, *words, overlay)))

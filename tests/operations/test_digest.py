@@ -32,6 +32,7 @@ def test_the_digest_of_nothing_never_changes(tmp_path: Path):
     assert digest(FILES, str(path), "raw") == "cowtree1:" + hashlib.sha256(bytes(8)).hexdigest()
 
 
+@pytest.mark.slow
 @pytest.mark.soak
 def test_the_digest_is_computed_as_defined(tmp_path: Path, seed: int):
     made = random_chain(tmp_path, seed)
@@ -39,6 +40,7 @@ def test_the_digest_is_computed_as_defined(tmp_path: Path, seed: int):
     assert digest(FILES, str(made.top), made.formats[-1]) == compute_again(shown)
 
 
+@pytest.mark.slow
 def test_format_chain_clusters_and_holes_do_not_count(tmp_path: Path, seed: int):
     made = random_chain(tmp_path, seed)
     expected = digest(FILES, str(made.top), made.formats[-1])

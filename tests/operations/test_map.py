@@ -75,12 +75,14 @@ def test_an_empty_range_has_one_empty_entry():
     assert list(map_chain(chain, 0, 0)) == [nothing._replace(start=0)]
 
 
+@pytest.mark.slow
 @pytest.mark.soak
 def test_the_map_is_that_of_qemu(tmp_path: Path, seed: int):
     made = random_chain(tmp_path, seed)
     assert map_file(made.top, made.formats[-1]) == map_by_qemu(made.top, made.formats[-1])
 
 
+@pytest.mark.slow
 def test_a_part_of_the_map_is_that_of_qemu(tmp_path: Path, seed: int):
     made, choose = random_chain(tmp_path, seed), random.Random(seed)
     start, length = choose.randint(0, 4096) * SECTOR, choose.randint(0, 4096) * SECTOR
