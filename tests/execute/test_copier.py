@@ -60,6 +60,7 @@ def random_move(choose: np.random.Generator, layer_count: int) -> Move:
     return by_target(ex.Extents(np.zeros(count, np.int64), length, kind, layer, host), borders[:-1][shuffled])
 
 
+@pytest.mark.slow
 def test_a_move_is_what_a_loop_over_its_pieces_does(seed: int):
     choose = np.random.default_rng(seed)
     contents = [choose.bytes(SIZE) for _ in range(3)]

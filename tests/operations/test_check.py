@@ -323,6 +323,7 @@ def test_tables_that_a_repair_does_not_write_to_may_lie_on_each_other(tmp_path: 
     assert report.corruption_fixed_count
 
 
+@pytest.mark.slow
 def test_the_header_of_an_encryption_is_counted(tmp_path: Path):
     path = tmp_path / "disk"
     secret = "--object", "secret,id=key,data=abc"

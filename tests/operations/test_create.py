@@ -41,6 +41,7 @@ def is_whole(files: MemoryFiles, new: NewImage) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("old", [None, b"an old image"], ids=["new", "replaced"])
 def test_a_stop_anywhere_leaves_the_old_file_or_the_new_one(kind: str, old: bytes | None):

@@ -27,6 +27,7 @@ FOUND: dict[str, Callable[[str], dict[str, bytes]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("found", FOUND)
 @pytest.mark.parametrize("name", NEW)
 def test_a_creation_can_be_stopped_everywhere(name, found):

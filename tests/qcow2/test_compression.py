@@ -108,6 +108,7 @@ def test_noise_is_broken(kind: int):
         expand(b"\xff" * 4096, kind)
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_damaged_stream_is_broken_or_gives_one_cluster(kind: int, seed: int):
     choose = random.Random(seed)

@@ -136,6 +136,7 @@ def run_unchanged(folder: Path, words: list[str]) -> Result:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", CALLS, ids=" ".join)
 @pytest.mark.parametrize("name", CASES)
 def test_damage_is_named_and_nothing_changes(sound: Path, tmp_path: Path, name: str, call: tuple[str, ...]):
