@@ -5,6 +5,7 @@ A missing tool stops the run with one sentence; nothing is ever left out quietly
 
 import os
 import shutil
+import signal
 
 import pytest
 from hypothesis import settings
@@ -31,6 +32,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse to start when a tool is missing."""
     os.environ["PATH"] += ":/usr/sbin:/sbin"  # where Debian keeps mke2fs
+    # A shell lets what runs in its background ignore Ctrl-C, and that would be inherited by what the tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if missing:
         packages = " ".join(sorted({TOOLS[tool] for tool in missing}))
