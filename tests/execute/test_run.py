@@ -11,7 +11,7 @@ from cowtree.monitor import Counting
 from cowtree.steps import Allocate, Flush, Move, Step, Truncate, Write, Zero
 from cowtree.storage.contract import Access
 from cowtree.storage.memory import MemoryFiles
-from cowtree.storage.recording import RecordingFiles, Synced, Truncated, Wrote, Zeroed
+from cowtree.storage.recording import Opened, RecordingFiles, Synced, Truncated, Wrote, Zeroed
 
 
 def test_each_step_is_one_change_of_the_file_in_its_order():
@@ -37,6 +37,21 @@ def test_each_step_is_one_change_of_the_file_in_its_order():
     assert kinds[:3] == [Wrote, Zeroed, Synced]
     assert kinds[-1] == Synced
     assert kinds.index(Truncated) > kinds.index(Wrote, 3)
+    chain.close()
+
+
+def test_guest_data_goes_to_its_own_file_and_is_durable_before_what_follows():
+    files = RecordingFiles(MemoryFiles({"source": b"0123", "target": b"", "data": b""}))
+    chain = open_chain(files, "source", "raw")
+    target, data = (files.open(name, Access.WRITE) for name in ("target", "data"))
+    move = Move(ex.single(0, 4, ex.DATA), np.array([2]))
+    run([move, Flush(), Write(0, b"table")], target, chain, Counting(), data)
+    assert data.pread(0, 6) == bytes(2) + b"0123"
+    assert target.pread(0, 8) == b"table" + bytes(3)
+    number = {event.path: event.file for event in files.log if isinstance(event, Opened)}
+    events = [(type(event), event.file) for event in files.log if isinstance(event, Wrote | Synced)]
+    assert events[:2] == [(Wrote, number["data"]), (Synced, number["data"])]
+    assert events[2:] == [(Synced, number["target"]), (Wrote, number["target"])]
     chain.close()
 
 

@@ -9,21 +9,25 @@ from cowtree.steps import Allocate, Flush, Move, Step, Truncate, Write, Zero
 from cowtree.storage.contract import Storage
 
 
-def run(steps: Iterable[Step], target: Storage, chain: Chain, monitor: Monitor) -> None:
-    """Carry out the steps on `target`; data of moves is read through the layers of `chain`.
+def run(steps: Iterable[Step], target: Storage, chain: Chain, monitor: Monitor, data: Storage | None = None) -> None:
+    """Carry out the steps on `target`; data of moves is read through the layers of `chain`, and goes to `data` when
+    guest data does not lie in `target` itself.
     Raises: StorageFailed. What was flushed before stays.
     """
+    payload = data or target
     for step in steps:
         match step:
-            case Write(offset, data):
-                target.pwrite(offset, data)
+            case Write(offset, content):
+                target.pwrite(offset, content)
             case Zero(offset, length):
                 target.write_zeroes(offset, length)
             case Allocate(offset, length):
                 target.allocate(offset, length)
             case Move():
-                copy(chain, step, target, monitor)
+                copy(chain, step, payload, monitor)
             case Truncate(size_bytes):
                 target.truncate(size_bytes)
             case Flush():
+                if payload is not target:
+                    payload.flush()
                 target.flush()

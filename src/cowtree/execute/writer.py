@@ -141,7 +141,7 @@ class LayerWriter:
         return ([], image) if image is None or self._has_begun else writes.begin(image)
 
     def _run(self, steps: list[Step], image: Image | None = None) -> None:
-        run(steps, self.file, self.chain, self.monitor)
+        run(steps, self.file, self.chain, self.monitor, self.chain.layers[self.index].data_file)
         if image is not None:
             self._has_begun = True
             image = image._replace(file_size_bytes=self.file.size_bytes)
