@@ -1,0 +1,1 @@
+"""Encryption as values: LUKS headers, key slots and ciphers; nothing here opens a file."""
