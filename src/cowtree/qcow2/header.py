@@ -78,6 +78,7 @@ KNOWN_INCOMPATIBLE = DIRTY | CORRUPT | EXTERNAL_DATA_FILE | COMPRESSION_TYPE | E
 LAZY_REFCOUNTS = 1 << 0
 AUTOCLEAR_BITMAPS = 1 << 0
 AUTOCLEAR_RAW_DATA = 1 << 1
+KNOWN_AUTOCLEAR = AUTOCLEAR_BITMAPS | AUTOCLEAR_RAW_DATA
 
 ZLIB, ZSTD = 0, 1
 COMPRESSION_NAMES = {ZLIB: "zlib", ZSTD: "zstd"}
@@ -219,12 +220,16 @@ def parse(path: str, data: bytes, size_bytes: int) -> Header:
     Raises: NotAnImage, TruncatedImage, BrokenHeader, UnknownFeature.
     """
     header = parse_fields(path, data, size_bytes)
+    if header.snapshot_count > SNAPSHOT_COUNT_MAX:
+        raise BrokenHeader(path=path, reason="Snapshot table too large")
+    _check_offsets(path, header, _tables(header))
     _check_places(path, header, size_bytes)
     return header
 
 
 def parse_fields(path: str, data: bytes, size_bytes: int) -> Header:
-    """Read the first cluster of a file whose tables may lie outside it or on top of each other.
+    """Read the first cluster of a file whose tables may lie outside it or on top of each other; its snapshot table may
+    be anything.
     Raises: NotAnImage, TruncatedImage, BrokenHeader, UnknownFeature.
     Source: qcow2 specification, "Header" and "Header extensions".
     """
@@ -243,7 +248,7 @@ def parse_fields(path: str, data: bytes, size_bytes: int) -> Header:
     if unknown:
         raise UnknownFeature(path=path, features=_name_features(header.extension(FEATURE_NAMES) or b"", unknown))
     _check_fields(path, header)
-    _check_offsets(path, header)
+    _check_offsets(path, header, [table for table in _tables(header) if table[0] != SNAPSHOT_TABLE])
     return header
 
 
@@ -342,7 +347,6 @@ def _check_fields(path: str, header: Header) -> None:
             not geometry.has_subclusters or header.cluster_bits >= SUBCLUSTER_CLUSTER_BITS_MIN,
             "Unsupported subcluster size",
         ),
-        (header.snapshot_count <= SNAPSHOT_COUNT_MAX, "Snapshot table too large"),
         (header.l1_entry_count * L1_ENTRY_BYTES <= L1_BYTES_MAX, "Active L1 table too large"),
         (header.l1_entry_count >= geometry.l1_entry_count(header.size_bytes), "L1 table is too small"),
         (
@@ -355,6 +359,9 @@ def _check_fields(path: str, header: Header) -> None:
             raise BrokenHeader(path=path, reason=reason)
 
 
+SNAPSHOT_TABLE: Final = "Snapshot table"
+
+
 def _tables(header: Header) -> list[tuple[str, int, int]]:
     """What each table is called, where it lies, and how many bytes of it are known."""
     tables = [
@@ -364,14 +371,14 @@ def _tables(header: Header) -> list[tuple[str, int, int]]:
             header.refcount_table_cluster_count << header.cluster_bits,
         ),
         ("Active L1 table", header.l1_table_offset, header.l1_entry_count * L1_ENTRY_BYTES),
-        ("Snapshot table", header.snapshot_table_offset, min(header.snapshot_count, 1)),
+        (SNAPSHOT_TABLE, header.snapshot_table_offset, min(header.snapshot_count, 1)),
         ("Encryption header", *(header.encryption_header or (0, 0))),
     ]
     return [table for table in tables if table[2]]
 
 
-def _check_offsets(path: str, header: Header) -> None:
-    for what, offset, length in _tables(header):
+def _check_offsets(path: str, header: Header, tables: list[tuple[str, int, int]]) -> None:
+    for what, offset, length in tables:
         if offset % (1 << header.cluster_bits) or offset + length > 1 << 63:
             raise BrokenHeader(path=path, reason=f"{what} offset invalid")
 

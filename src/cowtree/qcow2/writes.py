@@ -1,4 +1,5 @@
-"""The one owner of crash order: it turns (old image, new image) into ordered writes with flush points.
+"""The one owner of crash order: it turns (old image, new image) into ordered writes with flush points. How the first
+cluster itself is rewritten, extensions and names too, is owned by `header_writes.py`.
 
     1  counts go up, new refcount blocks and a new refcount table are written
     2  (flush) the refcount table points at the new blocks, or the header at the new table
@@ -18,21 +19,18 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from cowtree.errors import Refused
 from cowtree.extents import Offsets
 from cowtree.qcow2 import bitmaps, refcounts, tables
 from cowtree.qcow2 import header as qcow2
 from cowtree.qcow2.bitmaps import Bitmap
 from cowtree.qcow2.geometry import round_up
-from cowtree.qcow2.header import Extension, Header
+from cowtree.qcow2.header import Header
+from cowtree.qcow2.header_writes import header_write
 from cowtree.qcow2.image import Image, Slice
 from cowtree.qcow2.refcounts import Counts
 from cowtree.steps import Flush, Move, Step, Truncate, Write
 
 Words = NDArray[np.unsignedinteger]
-# Fields behind this byte never change once an image exists.
-_FIXED_FIELDS_BYTES = qcow2.V3_LENGTH_MIN
-KNOWN_AUTOCLEAR = qcow2.AUTOCLEAR_BITMAPS | qcow2.AUTOCLEAR_RAW_DATA
 
 
 def order(old: Slice, new: Slice, move: Move | None = None) -> list[Step]:
@@ -48,7 +46,7 @@ def order(old: Slice, new: Slice, move: Move | None = None) -> list[Step]:
     steps += fill
     if pointers:
         steps += [Flush(), *pointers]
-    drops = _count_writes(new.image, peak, new.counts)
+    drops = count_writes(new.image, peak, new.counts)
     if drops:
         steps += [Flush(), *drops]
     return steps
@@ -70,7 +68,7 @@ def _raise_counts(old: Slice, new: Slice, peak: Counts) -> list[Step]:
         for offset, counts in zip(peak.host_offset[fresh], peak.counts[fresh], strict=True)
     ]
     kept = Counts._make(column[~fresh] for column in peak)
-    steps += _count_writes(new.image, old.counts, kept)
+    steps += count_writes(new.image, old.counts, kept)
     before, after = old.image, new.image
     if before.header.refcount_table_offset != after.header.refcount_table_offset:
         steps.append(Write(after.header.refcount_table_offset, tables.encode_words(after.refcount_table)))
@@ -83,7 +81,10 @@ def _raise_counts(old: Slice, new: Slice, peak: Counts) -> list[Step]:
     return [*steps, Flush(), *entries, Flush()] if entries else steps
 
 
-def _count_writes(image: Image, old: Counts, new: Counts) -> list[Step]:
+def count_writes(image: Image, old: Counts, new: Counts) -> list[Step]:
+    """Writes of the counts that change in refcount blocks that are there; before one goes down, it is durable that its
+    pointer is gone.
+    """
     geometry = image.geometry
     step = max(8 // geometry.refcount_bits, 1)
     return _spans(new.host_offset, (old.counts, new.counts), lambda counts: refcounts.encode(geometry, counts), step)
@@ -143,9 +144,10 @@ def _pointers(old: Slice, new: Slice) -> list[Step]:
     return steps
 
 
-def header_write(header: Header) -> Write:
-    """Write the fixed fields; they lie in one sector, so a torn write cannot mix old and new."""
-    return Write(0, qcow2.pack_fields(header)[:_FIXED_FIELDS_BYTES])
+def entry_writes(old: tables.Tables, new: tables.Tables) -> list[Step]:
+    """Writes of the entries that change in L2 tables which may be in use; all that they rely on is durable before."""
+    change = _interleave(old, slice(None)), _interleave(new, slice(None))
+    return _spans(new.host_offset, change, tables.encode_words)
 
 
 def begin(image: Image) -> tuple[list[Step], Image]:
@@ -157,13 +159,14 @@ def begin(image: Image) -> tuple[list[Step], Image]:
     if header.version < 3:
         return [], image
     changed = header._replace(
-        incompatible=header.incompatible | qcow2.DIRTY, autoclear=header.autoclear & qcow2.AUTOCLEAR_BITMAPS
+        incompatible=header.incompatible | qcow2.DIRTY, autoclear=header.autoclear & qcow2.KNOWN_AUTOCLEAR
     )
     marks = _mark_in_use(image, [each for each in image.bitmaps if each.is_auto])
     steps: list[Step] = [*marks, Flush()] if marks else []
     if changed != header:
         steps += [header_write(changed), Flush()]
-    return steps, image._replace(header=changed)
+    marked = (each._replace(flags=each.flags | bitmaps.IN_USE) if each.is_auto else each for each in image.bitmaps)
+    return steps, image._replace(header=changed, bitmaps=tuple(marked))
 
 
 def _mark_in_use(image: Image, named: Iterable[Bitmap]) -> list[Step]:
@@ -194,11 +197,22 @@ def finish(image: Image) -> tuple[list[Step], Image]:
     return [Flush(), header_write(header), Flush()], image._replace(header=header)
 
 
+def begin_tables(image: Image) -> tuple[list[Step], Image]:
+    """Steps that must be durable before tables change, but no guest data: the dirty bit is set, and the autoclear bits
+    of features that nobody here knows are cleared.
+    """
+    header = image.header
+    changed = header._replace(
+        incompatible=header.incompatible | qcow2.DIRTY, autoclear=header.autoclear & qcow2.KNOWN_AUTOCLEAR
+    )
+    return ([], image) if header.version < 3 else _change_header(image, changed)
+
+
 def begin_repair(image: Image) -> tuple[list[Step], Image]:
     """Steps that come before clusters are freed that no table names: an autoclear feature that nobody here knows may
     own some of them, so its bit goes first. Guest data stays, so bitmaps stay valid.
     """
-    return _change_header(image, image.header._replace(autoclear=image.header.autoclear & KNOWN_AUTOCLEAR))
+    return _change_header(image, image.header._replace(autoclear=image.header.autoclear & qcow2.KNOWN_AUTOCLEAR))
 
 
 def finish_repair(image: Image) -> tuple[list[Step], Image]:
@@ -213,96 +227,12 @@ def _change_header(image: Image, header: Header) -> tuple[list[Step], Image]:
     return [Flush(), header_write(header), Flush()], image._replace(header=header)
 
 
+def switch(header: Header) -> list[Step]:
+    """Steps that let the header point at other tables, in one sector, once all that was written before is durable."""
+    return [Flush(), header_write(header), Flush()]
+
+
 def shrink(image: Image, cluster_count: int) -> list[Step]:
     """Cut off clusters that nothing uses at the end of the file."""
     size_bytes = cluster_count << image.header.cluster_bits
     return [Truncate(size_bytes)] if size_bytes < image.file_size_bytes else []
-
-
-def relink(image: Image, cluster: bytes, backing: tuple[str, str] | None) -> list[Step]:
-    """Steps that make (file name, format) the backing file, or None; `cluster` is the first cluster as it stands.
-    The new name is written where nothing points; then one sector switches the link, together with the dirty bit.
-    Raises: Refused when the first cluster has no room for it.
-    """
-    header = image.header._replace(
-        incompatible=image.header.incompatible & ~qcow2.DIRTY, autoclear=image.header.autoclear & KNOWN_AUTOCLEAR
-    )
-    for changed in _layouts(header, cluster, backing):
-        if _keeps_old(image.header, cluster, changed):
-            rest = _rest_writes(image.header, cluster, changed)
-            return [*rest, Write(0, changed[: qcow2.SECTOR_BYTES]), Flush()]
-    raise Refused(
-        reason=f"{image.path}: the header has no room for the backing file name '{backing[0] if backing else ''}'",
-        hint=f"use a shorter name, or convert {image.path} to an image with larger clusters",
-    )
-
-
-def _extension_offsets(header: Header) -> list[int]:
-    """Where each extension starts, and then where the end marker is."""
-    offsets = [header.header_length]
-    for each in header.extensions:
-        offsets.append(offsets[-1] + len(qcow2.pack_extension(each)))
-    return offsets
-
-
-def _layouts(header: Header, cluster: bytes, backing: tuple[str, str] | None) -> Iterable[bytes]:
-    """First clusters that say what is wanted, the gentlest change first."""
-    name = qcow2.encode_name(backing[0]) if backing else b""
-    if len(name) > qcow2.BACKING_NAME_BYTES_MAX:
-        return
-    old_end = header.backing_file_offset + len(header.backing_name_bytes)
-    for extensions in _extension_lists(header, backing):
-        data = b"".join(map(qcow2.pack_extension, extensions)) + bytes(qcow2.EXTENSION.size_bytes)
-        end = header.header_length + len(data)
-        for position in (end, round_up(max(old_end, end), 8)) if name else (0,):
-            if max(position + len(name), end) > len(cluster):
-                continue
-            changed = bytearray(cluster)
-            fields = header._replace(backing_name_bytes=name, backing_file_offset=position)
-            changed[: header.header_length] = qcow2.pack_fields(fields)
-            changed[header.header_length : end] = data
-            changed[position : position + len(name)] = name
-            yield bytes(changed)
-
-
-def _extension_lists(header: Header, backing: tuple[str, str] | None) -> Iterable[tuple[Extension, ...]]:
-    """The extensions with the new format in its old place, else as the first one, where it can change later, else as
-    the last one, else without the names of features. A format without a name means nothing, so it may stay when the
-    link goes away.
-    """
-    if backing is None:
-        yield header.extensions
-        return
-    new = Extension(qcow2.BACKING_FORMAT, backing[1].encode())
-    others = tuple(each for each in header.extensions if each.type != qcow2.BACKING_FORMAT)
-    if len(others) < len(header.extensions):
-        yield tuple(new if each.type == qcow2.BACKING_FORMAT else each for each in header.extensions)
-    yield (new, *others)
-    yield (*others, new)
-    yield (new, *(each for each in others if each.type != qcow2.FEATURE_NAMES))
-
-
-def _keeps_old(header: Header, old: bytes, new: bytes) -> bool:
-    """Whether everything that the old header uses outside its first sector stays as it is. Without a backing file its
-    end marker may become another extension: a format without a name means nothing.
-    """
-    marker = _extension_offsets(header)[-1]
-    goes_on = old[header.header_length : marker] == new[header.header_length : marker]
-    end = marker + (0 if goes_on and not header.backing_name_bytes else qcow2.EXTENSION.size_bytes)
-    name_start = header.backing_file_offset
-    name_end = name_start + len(header.backing_name_bytes)
-    rest = [slice(max(start, qcow2.SECTOR_BYTES), stop) for start, stop in ((0, end), (name_start, name_end))]
-    return all(old[each] == new[each] for each in rest)
-
-
-def _rest_writes(header: Header, old: bytes, new: bytes) -> list[Step]:
-    """The writes past the first sector; the old end marker goes last, for with it what stands behind it is read."""
-    differs = np.frombuffer(old, np.uint8) != np.frombuffer(new, np.uint8)
-    marker, sector = _extension_offsets(header)[-1], qcow2.SECTOR_BYTES
-    marker_end = marker + qcow2.EXTENSION.size_bytes
-    steps: list[Step] = []
-    for start, stop in ((max(marker_end, sector), len(old)), (max(marker, sector), marker_end)):
-        where = np.flatnonzero(differs[start:stop]) + start
-        if len(where):
-            steps += [Write(int(where[0]), new[where[0] : where[-1] + 1]), Flush()]
-    return steps or [Flush()]
