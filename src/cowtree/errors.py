@@ -9,7 +9,8 @@
     │   ├── BrokenTable          7  an L1, L2, refcount or snapshot table breaks a rule
     │   │   └── BrokenCluster    7  a compressed cluster cannot be inflated
     │   ├── UnknownFeature       8  an incompatible feature bit that we may not ignore
-    │   └── MarkedCorrupt        9  somebody set the corrupt bit: no writes
+    │   ├── MarkedCorrupt        9  somebody set the corrupt bit: no writes
+    │   └── Locked              18  guest data is encrypted, and no key that fits was given
     ├── ChainError              10  one image is sound, but the chain is not
     │   ├── MissingImage        11  a file of the chain cannot be opened
     │   ├── LoopInChain         12  a file backs itself, directly or through others
@@ -134,6 +135,13 @@ class MarkedCorrupt(ImageError):
     exit_status = 9
     text = "Image is corrupt; cannot be opened read/write"
     hint = "cowtree img check -r all {path}"
+
+
+class Locked(ImageError):
+    """Guest data is encrypted, and no key that fits was given."""
+
+    exit_status = 18
+    hint = "--object secret,id=ID,file=FILE --image-opts {option}=ID,driver=FORMAT,file.filename={path}"
 
 
 class ChainError(PlacedError):

@@ -154,6 +154,11 @@ def merge_ranges(ranges: Ranges) -> Ranges:
     return Ranges(ranges.start[first], reach[np.append(np.flatnonzero(first)[1:] - 1, len(reach) - 1)])
 
 
+def widen(ranges: Ranges, unit: int) -> Ranges:
+    """The whole units that sorted ranges touch, joined."""
+    return merge_ranges(Ranges(ranges.start // unit * unit, -(-ranges.stop // unit) * unit))
+
+
 def gaps(ranges: Ranges, start: int, stop: int) -> Ranges:
     """What sorted ranges leave uncovered between `start` and `stop`."""
     merged = intersect(merge_ranges(ranges), one_range(start, stop))

@@ -19,10 +19,11 @@ class Write(NamedTuple):
 
 
 class Zero(NamedTuple):
-    """Make the range read as zeroes, as a hole if possible."""
+    """Make the range read as zeroes, as a hole if possible; `is_data` says that it lies where guest data lies."""
 
     offset: int
     length: int
+    is_data: bool = False
 
 
 class Allocate(NamedTuple):

@@ -208,7 +208,7 @@ def test_nothing_to_put_is_no_step():
 def test_into_raw_zeroes_come_first_and_then_data_where_the_guest_has_them():
     wish = Wish(drawn("0AA00-B"), drawn("XX-X--X"), drawn("XX-X--X"), False)
     first, second, move, last = put.into_raw(wish)
-    assert (first, second) == (Zero(0, 256), Zero(768, 256))
+    assert (first, second) == (Zero(0, 256, is_data=True), Zero(768, 256, is_data=True))
     assert isinstance(move, Move)
     assert move.target_offset.tolist() == [256, 1536]
     assert last == Flush()

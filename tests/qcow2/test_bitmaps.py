@@ -19,7 +19,10 @@ from cowtree.qcow2.bitmaps import (
     Bitmap,
     Directory,
     directory,
+    pack,
     parse,
+    placed,
+    table_entry_count,
 )
 from cowtree.qcow2.header import AUTOCLEAR_BITMAPS, BITMAPS, Extension, Header
 from cowtree.qcow2.header import parse as parse_header
@@ -103,14 +106,14 @@ def test_a_bitmap_in_use_is_found_where_its_entry_lies(tmp_path: Path):
 def test_a_directory_cut_anywhere_is_broken(tmp_path: Path):
     header, found, data = read_directory(image_with_bitmaps(tmp_path))
     for cut in range(len(data)):
-        with pytest.raises(BrokenTable, match="Broken bitmap directory"):
+        with pytest.raises(BrokenTable, match=r"Broken bitmap directory|Less bitmaps found than specified"):
             parse("a", header, data[:cut], found.bitmap_count)
 
 
 @pytest.mark.parametrize("difference", [-1, 1])
 def test_a_count_that_differs_from_the_directory_is_broken(tmp_path: Path, difference: int):
     header, found, data = read_directory(image_with_bitmaps(tmp_path))
-    with pytest.raises(BrokenTable, match="Broken bitmap directory"):
+    with pytest.raises(BrokenTable, match=r"(More|Less) bitmaps found than specified in header extension"):
         parse("a", header, data, found.bitmap_count + difference)
 
 
@@ -126,11 +129,12 @@ def test_bitmaps_that_an_older_program_left_behind_do_not_count():
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"nb_bitmaps": 0}, "Bitmap directory size invalid"),
-        ({"nb_bitmaps": BITMAP_COUNT_MAX + 1}, "Bitmap directory size invalid"),
-        ({"bitmap_directory_size": 0}, "Bitmap directory size invalid"),
-        ({"bitmap_directory_size": DIRECTORY_BYTES_MAX + 1}, "Bitmap directory size invalid"),
-        ({"bitmap_directory_offset": 0x40200}, "Invalid bitmap directory offset"),
+        ({"nb_bitmaps": 0}, "found bitmaps extension with zero bitmaps"),
+        ({"nb_bitmaps": BITMAP_COUNT_MAX + 1}, "Image has 65536 bitmaps, exceeding"),
+        ({"reserved": 1}, "Reserved field is not zero"),
+        ({"bitmap_directory_size": 0}, "Requested bitmap directory size is zero"),
+        ({"bitmap_directory_size": DIRECTORY_BYTES_MAX + 1}, "exceeds the maximum supported size"),
+        ({"bitmap_directory_offset": 0x40200}, "invalid bitmap directory offset"),
     ],
 )
 def test_an_extension_that_breaks_a_rule_is_refused(changes: dict[str, int], reason: str):
@@ -141,14 +145,14 @@ def test_an_extension_that_breaks_a_rule_is_refused(changes: dict[str, int], rea
 @pytest.mark.parametrize("length", [0, 23, 25])
 def test_an_extension_of_another_length_is_refused(length: int):
     header = HEADER._replace(extensions=(Extension(BITMAPS, bytes(length)),))
-    with pytest.raises(BrokenTable, match="Invalid bitmaps extension length"):
+    with pytest.raises(BrokenTable, match="bitmaps_ext: Invalid extension length"):
         directory("a", header)
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        *({"bitmap_table_size": 0}, {"bitmap_table_size": TABLE_ENTRY_COUNT_MAX + 1}),
+        *({"bitmap_table_size": 0}, {"bitmap_table_size": TABLE_ENTRY_COUNT_MAX + 1}, {"bitmap_table_size": 8193}),
         *({"bitmap_table_offset": 0}, {"bitmap_table_offset": 0x50200}, {"type": 0}, {"type": 2}),
         *({"granularity_bits": 8}, {"granularity_bits": 32}, {"flags": 1 << 3}, {"flags": 1 << 31}),
     ],
@@ -162,7 +166,7 @@ def test_an_entry_that_breaks_a_rule_is_refused(changes: dict[str, Any]):
 @pytest.mark.parametrize(
     "changes",
     [
-        *({}, {"bitmap_table_size": TABLE_ENTRY_COUNT_MAX}, {"flags": 7}),
+        *({}, {"bitmap_table_size": 1 << 13, "flags": AUTO | IN_USE}, {"flags": 7}),
         *({"granularity_bits": 9}, {"granularity_bits": 31}),
     ],
     ids=str,
@@ -184,8 +188,42 @@ def test_a_name_or_extra_data_past_the_end_is_broken():
             parse("a", HEADER, entry(**lie), 1)
 
 
-def test_extra_data_before_the_name_is_passed_over():
+def test_extra_data_before_the_name_is_kept():
     data = entry(extra=b"extra", name=b"first") + entry(name=b"second")
     first, second = parse("a", HEADER, data, 2)
-    assert first == Bitmap("first", 0x50000, 1, AUTO, 16, 0)
+    assert first == Bitmap("first", 0x50000, 1, AUTO, 16, 0, b"extra")
     assert (second.name, second.entry_offset) == ("second", 40)
+
+
+@pytest.mark.parametrize("count", [2, 8192])
+def test_a_table_must_fit_the_disk_unless_nobody_uses_it(count: int):
+    with pytest.raises(BrokenTable, match="Could not read bitmap 'a' from image: Invalid argument"):
+        parse("a", HEADER, entry(bitmap_table_size=count), 1)
+    assert parse("a", HEADER, entry(bitmap_table_size=count, flags=IN_USE), 1)[0].table_entry_count == count
+
+
+def test_a_disk_that_is_too_large_for_its_bitmap_is_refused():
+    large = HEADER._replace(size_bytes=1 << 40)
+    with pytest.raises(BrokenTable, match="Bitmap 'a' doesn't satisfy the constraints"):
+        parse("a", large, entry(), 1)
+
+
+def test_a_directory_is_packed_as_qemu_packs_it(tmp_path: Path):
+    header, found, data = read_directory(image_with_bitmaps(tmp_path))
+    bitmaps = parse("a", header, data, found.bitmap_count)
+    assert pack(bitmaps) == data
+    assert placed(bitmaps) == bitmaps
+    assert [each.entry_offset for each in placed(reversed(bitmaps))][1] == bitmaps[-1].entry_bytes
+
+
+def test_extra_data_is_packed_where_it_was():
+    data = entry(extra=b"extra", name=b"first") + entry(name="zweite-ü".encode())
+    assert pack(parse("a", HEADER, data, 2)) == data
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "granularity_bits", "expected"),
+    [(0, 9, 0), (1, 9, 1), (8 << 18, 9, 1), ((8 << 18) + 1, 9, 2), (1 << 44, 16, 1 << 16)],
+)
+def test_the_table_has_an_entry_for_each_cluster_of_bits(size_bytes: int, granularity_bits: int, expected: int):
+    assert table_entry_count(size_bytes, granularity_bits, 9) == expected

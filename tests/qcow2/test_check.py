@@ -299,3 +299,38 @@ def test_flags_of_l1_entries_are_found():
     assert next(finding.sentences()) == f"ERROR OFLAG_COPIED L2 cluster: l1_index=1 l1_entry={5 * SIZE:x} refcount=1"
     use = check.active_tables(GEOMETRY, l1, references, FILE_BYTES)
     assert ((use.offset // SIZE).tolist(), use.times.tolist()) == ([5, 6], [2, 1])
+
+
+@pytest.mark.parametrize("bits", [0, 4, 6])
+def test_uses_are_told_block_by_block(bits: int):
+    geometry = Geometry(3, 9, bits)
+    size = geometry.refcount_block_entry_count
+    references = References(geometry, (size + size // 2) * 512)
+    references.use_clusters(np.array([3, size - 1, size, 3, 3, size + 5]))
+    found = references.in_blocks(np.array([0, 1, 7]))
+    assert found.shape == (3, size)
+    assert {(row, column): int(found[row, column]) for row, column in zip(*np.nonzero(found), strict=True)} == {
+        **{(0, 3): 3, (0, size - 1): 1},
+        **{(1, 0): 1, (1, 5): 1},
+    }
+
+
+def test_clusters_in_order_are_counted_as_others_are(seed: int):
+    choose = np.random.default_rng(seed)
+    clusters = choose.integers(0, 60, 300)
+    times = choose.integers(1, 90, 300)
+    one, other = References(GEOMETRY, FILE_BYTES), References(GEOMETRY, FILE_BYTES)
+    one.use(clusters << CLUSTER_BITS, SIZE, times)
+    for cluster, count in zip(clusters.tolist(), times.tolist(), strict=True):
+        other.use(np.array([cluster]) << CLUSTER_BITS, SIZE, np.array([count]))
+    assert (one.counts == other.counts).all()
+    assert one.counts.dtype == other.counts.dtype
+
+
+def test_uses_add_up():
+    one, other = References(GEOMETRY, FILE_BYTES), References(GEOMETRY, FILE_BYTES)
+    one.use(np.array([5 * SIZE, 6 * SIZE]), SIZE, np.array([200, 1]))
+    other.use(np.array([5 * SIZE, 7 * SIZE]), SIZE, np.array([100, 300]))
+    one.use_as(other)
+    assert one.uses(np.arange(4, 9)).tolist() == [0, 300, 1, 300, 0]
+    assert other.uses(np.arange(4, 9)).tolist() == [0, 100, 0, 300, 0]

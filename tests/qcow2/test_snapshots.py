@@ -8,7 +8,7 @@ import pytest
 
 from cowtree.errors import BrokenTable
 from cowtree.qcow2.header import HEADER_V2, Header, parse
-from cowtree.qcow2.snapshots import EXTRA_DATA_BYTES_MAX, SNAPSHOT, Snapshot, parse_entries, wrong_l1
+from cowtree.qcow2.snapshots import EXTRA_DATA_BYTES_MAX, SNAPSHOT, Snapshot, pack, parse_entries, wrong_l1
 from cowtree.qcow2.snapshots import parse as parse_table
 from tests.qemu import qemu_img, qemu_io
 
@@ -161,3 +161,30 @@ def test_two_snapshots_may_not_share_an_l1_table():
 def test_the_header_says_how_many_there_are(tmp_path: Path):
     image = image_with_snapshots(tmp_path, "one", "two")
     assert HEADER_V2.integers(image.read_bytes()[:72])["nb_snapshots"] == len(parse_table("a", *read(image))[0]) == 2
+
+
+@pytest.mark.parametrize("options", ["compat=1.1", "compat=0.10"])
+def test_a_table_that_qemu_wrote_is_packed_as_it_was(tmp_path: Path, options: str):
+    header, table = read(image_with_snapshots(tmp_path, *NAMES, options=options))
+    found, length = parse_table("a", header, table)
+    # The file ends where the last entry does, before it is padded.
+    assert pack(found) == table[:length].ljust(length, b"\0")
+
+
+def test_what_is_packed_is_read_again():
+    numbers = [number.to_bytes(8, "big") for number in (1 << 40, 1 << 30, 99)]
+    for extra in (b"", bytes(8), b"".join(numbers), b"".join(numbers) + b"more, and odd"):
+        found = only(entry(extra=extra))._replace(name="a-\udcff-ü")
+        again, length = parse_table("a", header_of(1), pack([found]))
+        assert length % 8 == 0
+        assert again == (found._replace(extra_data=again[0].extra_data),)
+        assert again[0].extra_data[24:] == extra[24:]
+        assert len(again[0].extra_data) == max(len(extra), 24)
+
+
+def test_a_state_of_more_than_32_bits_is_none_for_who_knows_only_32():
+    found = only(entry())
+    for size, expected in ((1 << 32, 0), ((1 << 32) - 1, (1 << 32) - 1)):
+        data = pack([found._replace(vm_state_bytes=size)])
+        assert SNAPSHOT.integers(data)["vm_state_size"] == expected
+        assert only(data).vm_state_bytes == size

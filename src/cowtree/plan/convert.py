@@ -3,8 +3,9 @@
     header | L1 table | guest data and L2 tables, as they come | refcount blocks | refcount table
 
 Guest data comes in guest order, so one L2 table at a time is being filled; when the next one begins, it gets the next
-cluster. Nothing in the file is free, so every cluster counts 1, and one more for each further compressed cluster that
-lies in it. The file has no name before it is whole and durable: the order of the writes means nothing.
+cluster. The header of an encryption, if there is one, stands behind the L1 table. Nothing in the file is free, so
+every cluster counts 1, and one more for each further compressed cluster that lies in it. The file has no name before
+it is whole and durable: the order of the writes means nothing.
 """
 
 from collections.abc import Iterator
@@ -14,11 +15,12 @@ import numpy as np
 
 from cowtree.errors import Refused
 from cowtree.extents import Offsets
-from cowtree.plan.create import NewImage, create_steps
+from cowtree.plan.create import NewImage, create_steps, encryption_extension
 from cowtree.qcow2 import header as qcow2
 from cowtree.qcow2 import refcounts, tables
 from cowtree.qcow2.geometry import L1_ENTRY_BYTES, REFCOUNT_TABLE_BYTES_MAX, Geometry, ceil_div
 from cowtree.qcow2.header import Header
+from cowtree.qcow2.header_writes import with_extension
 from cowtree.qcow2.tables import Entries
 from cowtree.steps import Step, Truncate, Write
 
@@ -60,8 +62,14 @@ def begin(new: NewImage) -> tuple[Header, Layout]:
     header = qcow2.parse(new.path, first.data, 1 << 62)
     geometry = header.geometry
     l1_cluster_count = geometry.cluster_count(header.l1_entry_count * L1_ENTRY_BYTES)
-    layout = Layout(geometry, 1 + l1_cluster_count, NO_TABLE, _empty_tables(geometry, 1)[0], 0, 0)
-    return header._replace(l1_table_offset=geometry.cluster_size_bytes), layout
+    used = 1 + l1_cluster_count
+    header = header._replace(l1_table_offset=geometry.cluster_size_bytes)
+    if header.encryption_header is not None:
+        _, length = header.encryption_header
+        place = encryption_extension(used << header.cluster_bits, length)
+        header = header._replace(extensions=with_extension(header.extensions, place))
+        used += geometry.cluster_count(length)
+    return header, Layout(geometry, used, NO_TABLE, _empty_tables(geometry, 1)[0], 0, 0)
 
 
 def _empty_tables(geometry: Geometry, count: int) -> Entries:

@@ -1,10 +1,11 @@
 """New images: all the bytes of an empty one.
 
-    header | refcount table | refcount blocks | L1 table | L2 tables | guest data
+    header | refcount table | refcount blocks | L1 table | L2 tables | guest data | header of the encryption
 
-The last two are there only when clusters are allocated beforehand; with an external data file the guest data is not
-there either. For common sizes each of the first four is one cluster, and the file ends with the last L1 entry: what
-QEMU makes, byte for byte.
+Guest data and its tables are there only when clusters are allocated beforehand; with an external data file the guest
+data is not there either. A LUKS volume begins with the header of the encryption. For common sizes each of the first
+four is one cluster, and the file ends with the last L1 entry, or with the cluster in which the encryption's header
+ends: what QEMU makes, byte for byte, but for random keys.
 """
 
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import numpy as np
 
 from cowtree.errors import WrongUse
 from cowtree.extents import Offsets
+from cowtree.luks.volume import Encryption
 from cowtree.qcow2 import header as qcow2
 from cowtree.qcow2 import refcounts, tables
 from cowtree.qcow2.geometry import L1_BYTES_MAX, L1_ENTRY_BYTES, REFCOUNT_TABLE_BYTES_MAX, Geometry, ceil_div
@@ -27,6 +29,7 @@ ENTRIES_PER_WINDOW: Final = 1 << 20
 FILL_BYTES: Final = 1 << 20
 # Table entries have 56 bits for a host offset.
 HOST_BYTES_MAX: Final = 1 << 56
+_CRYPT_METHODS: Final = {name: number for number, name in qcow2.CRYPT_NAMES.items()}
 
 
 class NewImage(NamedTuple):
@@ -46,6 +49,7 @@ class NewImage(NamedTuple):
     has_subclusters: bool = False
     data_file: str | None = None
     is_data_file_raw: bool = False
+    encryption: Encryption | None = None
 
     @property
     def geometry(self) -> Geometry:
@@ -62,6 +66,7 @@ class Layout(NamedTuple):
     l1: int
     l2: int
     data: int
+    encryption: int
     end_bytes: int
 
     @property
@@ -74,13 +79,18 @@ class Layout(NamedTuple):
         """The first cluster of guest data."""
         return self.l1_cluster + self.l1 + self.l2
 
+    @property
+    def encryption_cluster(self) -> int:
+        """The first cluster of the header of the encryption."""
+        return self.data_cluster + self.data
+
 
 def create_steps(new: NewImage) -> Iterator[Step]:
     """The steps that turn an empty file into the new image; the caller flushes.
     Raises: WrongUse, before the first step, when the image or the name would be too large.
     """
-    if new.format == "raw":
-        return raw_steps(new.size_bytes, new.preallocation)
+    if new.format != "qcow2":
+        return chain(raw_steps(_header_bytes(new) + new.size_bytes, new.preallocation), _encryption_writes(new, 0))
     layout, geometry = _place(new), new.geometry
     try:
         first = qcow2.pack(_header(new, layout))
@@ -90,14 +100,28 @@ def create_steps(new: NewImage) -> Iterator[Step]:
     head: list[Step] = [Truncate(layout.end_bytes), Write(0, first.ljust(size, b"\0"))]
     # Space on disk is reserved for the tables too, but only guest data is filled up.
     start = layout.data_cluster * size if new.preallocation == FULL else 0
-    data = _fill(start, layout.end_bytes - start, new.preallocation) if layout.data else ()
-    return chain(head, _refcount_writes(geometry, layout), _l1_writes(geometry, layout), _l2_writes(new, layout), data)
+    end = layout.encryption_cluster * size
+    data = _fill(start, end - start, new.preallocation) if layout.data else ()
+    rest = _encryption_writes(new, layout.encryption_cluster * size)
+    refcount_writes, l1_writes = _refcount_writes(geometry, layout), _l1_writes(geometry, layout)
+    return chain(head, refcount_writes, l1_writes, _l2_writes(new, layout), data, rest)
 
 
 def raw_steps(size_bytes: int, preallocation: str) -> Iterator[Step]:
     """The steps that make an empty file a raw image, or an external data file."""
     yield Truncate(size_bytes)
     yield from _fill(0, size_bytes, preallocation)
+
+
+def _header_bytes(new: NewImage) -> int:
+    """How long the header of the encryption is."""
+    return new.encryption.header_bytes if new.encryption else 0
+
+
+def _encryption_writes(new: NewImage, offset: int) -> Iterator[Step]:
+    """The header of the encryption; the slots that hold no key stay zeroes."""
+    if new.encryption and new.encryption.header:
+        yield Write(offset, new.encryption.header)
 
 
 def _fill(start: int, length: int, preallocation: str) -> Iterator[Step]:
@@ -116,9 +140,10 @@ def _place(new: NewImage) -> Layout:
     l1 = geometry.cluster_count(l1_bytes)
     l2 = geometry.l1_entry_count(new.size_bytes) if is_filled else 0
     data = geometry.cluster_count(new.size_bytes) if is_filled and new.data_file is None else 0
+    encryption = geometry.cluster_count(_header_bytes(new))
     table = blocks = 1
     while True:
-        used = 1 + table + blocks + l1 + l2 + data
+        used = 1 + table + blocks + l1 + l2 + data + encryption
         needed = ceil_div(used, geometry.refcount_block_entry_count)
         if needed <= blocks:
             break
@@ -128,7 +153,7 @@ def _place(new: NewImage) -> Layout:
         larger = "(try using a larger cluster size)"
         raise WrongUse(reason=f"The image size is too large for file format '{new.format}' {larger}")
     l1_end = ((1 + table + blocks) << new.cluster_bits) + l1_bytes
-    return Layout(table, blocks, l1, l2, data, end_bytes if l2 else l1_end)
+    return Layout(table, blocks, l1, l2, data, encryption, end_bytes if l2 or encryption else l1_end)
 
 
 def _header(new: NewImage, layout: Layout) -> Header:
@@ -147,26 +172,34 @@ def _header(new: NewImage, layout: Layout) -> Header:
         refcount_table_offset=geometry.cluster_size_bytes,
         refcount_table_cluster_count=layout.refcount_table,
         refcount_order=new.refcount_order,
+        crypt_method=_CRYPT_METHODS[new.encryption.format] if new.encryption else 0,
         incompatible=sum(bit for bit, is_set in features if is_set),
         compatible=qcow2.LAZY_REFCOUNTS if new.lazy_refcounts else 0,
         autoclear=qcow2.AUTOCLEAR_RAW_DATA if new.is_data_file_raw else 0,
         compression_type=new.compression_type,
         header_length=112 if new.version >= 3 else qcow2.V3_START,
         unknown_fields=bytes(7) if new.version >= 3 else b"",
-        extensions=_extensions(new),
+        extensions=_extensions(new, layout.encryption_cluster << new.cluster_bits),
         backing_name_bytes=qcow2.encode_name(new.backing_file) if new.backing_file else b"",
     )
 
 
-def _extensions(new: NewImage) -> tuple[Extension, ...]:
+def _extensions(new: NewImage, encryption_offset: int) -> tuple[Extension, ...]:
     found = []
     if new.backing_file and new.backing_format:
         found.append(Extension(qcow2.BACKING_FORMAT, new.backing_format.encode()))
     if new.data_file is not None:
         found.append(Extension(qcow2.DATA_FILE_NAME, qcow2.encode_name(new.data_file)))
+    if length := _header_bytes(new):
+        found.append(encryption_extension(encryption_offset, length))
     if new.version >= 3 and 1 << new.cluster_bits >= qcow2.FEATURE_TABLE_CLUSTER_BYTES_MIN:
         found.append(qcow2.feature_table())
     return tuple(found)
+
+
+def encryption_extension(offset: int, length: int) -> Extension:
+    """What says where the header of the encryption lies. Units: bytes."""
+    return Extension(qcow2.ENCRYPTION, qcow2.ENCRYPTION_HEADER.pack(offset=offset, length=length))
 
 
 def _windows(count: int, step: int) -> Iterator[Offsets]:
@@ -182,7 +215,7 @@ def _refcount_writes(geometry: Geometry, layout: Layout) -> Iterator[Step]:
     blocks = first_block + size * np.arange(layout.refcount_blocks, dtype=np.int64)
     table = tables.encode_words(blocks.astype(np.uint64))
     yield Write(size, table.ljust(layout.refcount_table * size, b"\0"))
-    used = layout.data_cluster + layout.data
+    used = layout.encryption_cluster + layout.encryption
     for index in _windows(layout.refcount_blocks, max(ENTRIES_PER_WINDOW // per_block, 1)):
         clusters = np.arange(index[0] * per_block, (index[-1] + 1) * per_block)
         counts = (clusters < used).astype(refcounts.count_type(geometry))

@@ -10,9 +10,14 @@ from cowtree.steps import Flush, Step, Write, Zero
 
 
 def forget(image: Image) -> tuple[list[Step], Image]:
-    """Steps after which the layer holds nothing: its L1 table is zero, durably."""
+    """Steps after which the layer holds nothing: its L1 table is zero, durably. Of an external data file nothing is
+    counted, so what it holds goes at once.
+    """
     changed = image._replace(l1=np.zeros_like(image.l1))
-    return [Write(image.header.l1_table_offset, tables.encode_words(changed.l1)), Flush()], changed
+    steps: list[Step] = [Write(image.header.l1_table_offset, tables.encode_words(changed.l1)), Flush()]
+    if image.geometry.has_data_file:
+        steps.append(Zero(0, image.header.size_bytes, is_data=True))
+    return steps, changed
 
 
 def used_runs(counts: Counts) -> Ranges:

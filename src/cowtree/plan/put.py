@@ -8,6 +8,11 @@ written only where they make a difference. For a qcow2 layer each cluster that i
     REUSE      it has one that reads as zeroes: all of the cluster is written there, then the flag goes
     FRESH      it gets a new host cluster, which is written whole; what it had is counted down
     CLEARED    it shall read as zeroes: only its entry changes
+
+Subclusters are what is written whole, or cleared, in a layer that has them: of a FRESH cluster only those that are
+touched, and those that the cluster held before; a REUSED one has some that are touched and hold nothing yet, or that
+shall read as zeroes, and is IN_PLACE where it holds something. In an external data file a guest's byte lies at its own
+offset, and nothing is counted.
 """
 
 from typing import NamedTuple
@@ -18,9 +23,10 @@ from numpy.typing import NDArray
 from cowtree import extents as ex
 from cowtree.errors import BrokenTable
 from cowtree.extents import Extents, Mask, Offsets, Ranges
+from cowtree.qcow2 import header as qcow2
 from cowtree.qcow2 import tables, writes
 from cowtree.qcow2.allocate import allocate
-from cowtree.qcow2.geometry import Geometry
+from cowtree.qcow2.geometry import SUBCLUSTER_COUNT, Geometry
 from cowtree.qcow2.image import Image, Slice, lookup
 from cowtree.qcow2.refcounts import Counts
 from cowtree.qcow2.tables import COPIED, Entries, Tables
@@ -30,21 +36,30 @@ IN_PLACE, REUSE, FRESH, CLEARED = range(1, 5)
 
 
 class Wish(NamedTuple):
-    """What shall be put into a layer, within one window. `shown` reaches to the end of each cluster that is touched."""
+    """What shall be put into a layer, within one window. `shown` reaches to the end of each cluster that is touched.
+    With `fills` zeroes get host clusters of their own as well.
+    """
 
     wanted: Extents
     shown: Extents
     after: Extents
     has_backing_after: bool
+    fills: bool = False
 
 
 class Fates(NamedTuple):
-    """What happens to each touched guest cluster. Shapes: (count,), sorted by cluster."""
+    """What happens to each touched guest cluster, sorted by cluster. `whole` are the guest's ranges that are written
+    from end to end, `partly` those of which only what is wanted is written.
+    Shapes: (count,); `entry` is what each has now, and `bitmap` what it gets.
+    """
 
     cluster: Offsets
     fate: NDArray[np.uint8]
     entry: Entries
     wanted: Extents
+    whole: Ranges
+    partly: Ranges
+    bitmap: Entries
 
     def of(self, *fates: int) -> Mask:
         """Which clusters meet one of these fates."""
@@ -60,6 +75,8 @@ class Demand(NamedTuple):
 
 def needed(wish: Wish) -> Extents:
     """What really has to be put: data, and zeroes where something else would be seen in the end."""
+    if wish.fills:
+        return wish.wanted
     data = wish.wanted.of_kind(*ex.BYTES)
     hiding = wish.after.of_kind(*ex.BYTES).ranges
     return ex.concatenate([data, ex.cut(wish.wanted.of_kind(*ex.ZEROES), ex.merge_ranges(hiding))])
@@ -70,10 +87,16 @@ def into_raw(wish: Wish) -> list[Step]:
     wanted = needed(wish)
     data = wanted.of_kind(*ex.BYTES)
     zero = ex.merge_ranges(wanted.of_kind(*ex.ZEROES).ranges)
-    steps: list[Step] = [Zero(start, stop - start) for start, stop in zip(*map(np.ndarray.tolist, zero), strict=True)]
+    steps: list[Step] = _zeroes(zero)
     if len(data.start):
         steps.append(Move(data, data.start))
     return [*steps, Flush()] if steps else []
+
+
+def _zeroes(ranges: Ranges) -> list[Step]:
+    """Steps that let these ranges of guest data read as zeroes, guest offset being host offset."""
+    columns = map(np.ndarray.tolist, ranges)
+    return [Zero(start, stop - start, is_data=True) for start, stop in zip(*columns, strict=True)]
 
 
 def decide(image: Image, held: Tables, wish: Wish) -> Fates:
@@ -81,15 +104,62 @@ def decide(image: Image, held: Tables, wish: Wish) -> Fates:
     geometry = image.geometry
     wanted = needed(wish)
     cluster = _touched(geometry, wanted.ranges)
-    entry = lookup(held, geometry, cluster)
+    entry, bitmap = lookup(held, geometry, cluster)
     kind = tables.classify(geometry, entry)
     own = ((entry & COPIED) != 0) & ((image.l1[cluster // geometry.l2_entry_count] & COPIED) != 0)
     fate = np.full(len(cluster), FRESH, np.uint8)
     fate[own & (kind == ex.DATA)] = IN_PLACE
     fate[own & (kind == ex.ALLOCATED)] = REUSE
+    solid = _solid(wanted, wish)
+    if wish.fills or _is_raw_too(image):
+        solid = ex.union(solid, wanted.ranges)
     if geometry.version >= 3 or not wish.has_backing_after:
-        fate[_all_zero(geometry, cluster, wanted, wish)] = CLEARED
-    return Fates(cluster, fate, entry, wanted)
+        fate[_per_cluster(geometry, cluster, solid) == 0] = CLEARED
+    none = ex.one_range(0, 0)
+    found = Fates(cluster, fate, entry, wanted, none, none, bitmap)
+    if geometry.has_subclusters:
+        return _decide_subclusters(geometry, found, (solid, kind), clears=wish.has_backing_after)
+    whole, partly = (_ranges_of(geometry, found, *fates) for fates in ((FRESH, REUSE), (IN_PLACE,)))
+    return found._replace(whole=whole, partly=partly)
+
+
+def _is_raw_too(image: Image) -> bool:
+    """Whether the external data file reads as the disk does, so that no entry alone may say that something is zero."""
+    return bool(image.header.autoclear & qcow2.AUTOCLEAR_RAW_DATA)
+
+
+def _decide_subclusters(
+    geometry: Geometry, fates: Fates, what: tuple[Ranges, NDArray[np.uint8]], *, clears: bool
+) -> Fates:
+    """Decide the same for each subcluster; a bit stands for each of a cluster. `what` are the ranges that shall show
+    more than zeroes, and the kinds of the entries; zeroes need a flag only if `clears`.
+    """
+    solid_ranges, kind = what
+    cluster, size = fates.cluster, geometry.subcluster_size_bytes
+    touched = tables.to_bits(geometry, cluster, ex.widen(fates.wanted.ranges, size))
+    solid = tables.to_bits(geometry, cluster, ex.widen(solid_ranges, size)) & touched
+    own, is_zero = fates.of(IN_PLACE), fates.of(CLEARED)
+    cleared = np.where(is_zero, tables.ALL_ALLOCATED, touched & ~solid)
+    plain = np.where(kind == ex.DATA, fates.bitmap & tables.ALL_ALLOCATED, tables.NONE)
+    held = np.where(kind == ex.COMPRESSED, tables.ALL_ALLOCATED, plain)
+    whole = np.where(own, solid & ~held, (solid | held) & ~cleared)
+    stays = np.where((whole | cleared) != 0, REUSE, IN_PLACE)
+    fate = np.where(own, stays, np.where(whole != 0, FRESH, CLEARED))
+    fate[is_zero] = CLEARED
+    zero = np.where(kind == ex.COMPRESSED, tables.NONE, fates.bitmap >> np.uint64(SUBCLUSTER_COUNT))
+    zero = ((zero | cleared) if clears else (zero & ~cleared)) & ~whole
+    return fates._replace(
+        fate=fate.astype(np.uint8),
+        whole=tables.from_bits(geometry, cluster, whole),
+        partly=tables.from_bits(geometry, cluster, np.where(own, solid & held, tables.NONE)),
+        bitmap=((plain | whole) & ~cleared) | zero << np.uint64(SUBCLUSTER_COUNT),
+    )
+
+
+def _ranges_of(geometry: Geometry, fates: Fates, *kinds: int) -> Ranges:
+    """The guest's ranges of the clusters with these fates."""
+    cluster = fates.cluster[fates.of(*kinds)] << geometry.cluster_bits
+    return ex.merge_ranges(Ranges(cluster, cluster + geometry.cluster_size_bytes))
 
 
 def _touched(geometry: Geometry, ranges: Ranges) -> Offsets:
@@ -107,27 +177,29 @@ def _per_cluster(geometry: Geometry, cluster: Offsets, ranges: Ranges) -> Offset
     return weight.astype(np.int64)
 
 
-def _all_zero(geometry: Geometry, cluster: Offsets, wanted: Extents, wish: Wish) -> Mask:
-    """Which clusters shall read as zeroes from end to end."""
-    data = _per_cluster(geometry, cluster, wanted.of_kind(*ex.BYTES).ranges)
+def _solid(wanted: Extents, wish: Wish) -> Ranges:
+    """Where more than zeroes will be shown, or would be in the end."""
+    data = ex.merge_ranges(wanted.of_kind(*ex.BYTES).ranges)
     zero = ex.merge_ranges(wanted.of_kind(*ex.ZEROES).ranges)
-    seen = ex.subtract(ex.merge_ranges(wish.shown.of_kind(*ex.BYTES).ranges), zero)
-    hiding = ex.subtract(ex.merge_ranges(wish.after.of_kind(*ex.BYTES).ranges), zero)
-    left = _per_cluster(geometry, cluster, seen) + _per_cluster(geometry, cluster, hiding)
-    all_zero: Mask = (data == 0) & (left == 0)
-    return all_zero
+    seen, hiding = (ex.merge_ranges(each.of_kind(*ex.BYTES).ranges) for each in (wish.shown, wish.after))
+    return ex.union(data, ex.subtract(ex.union(seen, hiding), zero))
 
 
 def demand(image: Image, held: Tables, fates: Fates) -> Demand:
     """Say which counts `place` needs."""
-    new_tables, shared = _table_changes(image, fates)
-    clusters = [_released(image, held, fates), _kept(image, fates), refcount_table_clusters(image)]
-    return Demand(np.concatenate(clusters), int(fates.of(FRESH).sum()) + len(new_tables) + len(shared))
+    new_tables, shared = table_changes(image, fates)
+    clusters = [released(image, held, fates), _kept(image, fates), refcount_table_clusters(image)]
+    return Demand(np.concatenate(clusters), _fresh_count(image, fates) + len(new_tables) + len(shared))
+
+
+def _fresh_count(image: Image, fates: Fates) -> int:
+    """How many host clusters are taken for guest data."""
+    return 0 if image.geometry.has_data_file else int(fates.of(FRESH).sum())
 
 
 def _kept(image: Image, fates: Fates) -> Offsets:
-    """The host clusters that are written where they are."""
-    entry = fates.entry[fates.of(IN_PLACE, REUSE)]
+    """The host clusters of the image file that are written where they are."""
+    entry = fates.entry[fates.of(IN_PLACE, REUSE) & (not image.geometry.has_data_file)]
     return (entry & tables.HOST_OFFSET).astype(np.int64) >> image.header.cluster_bits
 
 
@@ -137,15 +209,16 @@ def refcount_table_clusters(image: Image) -> Offsets:
     return np.arange(first, first + image.header.refcount_table_cluster_count)
 
 
-def _released(image: Image, held: Tables, fates: Fates) -> Offsets:
+def released(image: Image, held: Tables, fates: Fates) -> Offsets:
     """The host clusters that lose users, each as often: those of guest clusters, and shared tables that are copied."""
-    _, shared = _table_changes(image, fates)
+    _, shared = table_changes(image, fates)
     copied = held.host_offset[held.rows_of(shared)] >> image.header.cluster_bits
     return np.concatenate((entry_users(image.geometry, fates.entry[fates.of(FRESH, CLEARED)]), copied))
 
 
 def entry_users(geometry: Geometry, entry: Entries) -> Offsets:
-    """The host clusters that L2 entries use, each as often as it is used."""
+    """The host clusters of the image file that L2 entries use, each as often as it is used."""
+    entry = entry[:0] if geometry.has_data_file else entry
     kind = tables.classify(geometry, entry)
     plain = (entry[np.isin(kind, ex.MOVING)] & tables.HOST_OFFSET).astype(np.int64) >> geometry.cluster_bits
     descriptor = (entry[kind == ex.COMPRESSED] & tables.DESCRIPTOR).astype(np.int64)
@@ -154,7 +227,7 @@ def entry_users(geometry: Geometry, entry: Entries) -> Offsets:
     return np.concatenate((plain, ex.integers(Ranges(first, last + 1))))
 
 
-def _table_changes(image: Image, fates: Fates) -> tuple[Offsets, Offsets]:
+def table_changes(image: Image, fates: Fates) -> tuple[Offsets, Offsets]:
     """L1 indices that need a first table, and those whose table is shared with a snapshot and must be copied."""
     index = np.unique(fates.cluster[~fates.of(IN_PLACE)] // image.geometry.l2_entry_count)
     entry = image.l1[index]
@@ -170,10 +243,9 @@ def review(piece: Slice, fates: Fates) -> int:
     image = piece.image
     kept = _kept(image, fates)
     _check_kept(piece, kept)
-    _refuse_tables(image, kept)
-    count_down(image.path, piece.counts, _released(image, piece.tables, fates))
-    in_place = _per_cluster(image.geometry, fates.cluster, fates.wanted.ranges)[fates.of(IN_PLACE)]
-    return (int(fates.of(FRESH, REUSE).sum()) << image.header.cluster_bits) + int(in_place.sum())
+    refuse_tables(image, kept)
+    count_down(image.path, piece.counts, released(image, piece.tables, fates))
+    return fates.whole.total_bytes + ex.intersect(fates.wanted.ranges, fates.partly).total_bytes
 
 
 def place(piece: Slice, fates: Fates, wish: Wish) -> tuple[list[Step], Image]:
@@ -183,20 +255,31 @@ def place(piece: Slice, fates: Fates, wish: Wish) -> tuple[list[Step], Image]:
     if not len(fates.cluster):
         return [], piece.image
     image, geometry = piece.image, piece.image.geometry
-    missing, shared = _table_changes(image, fates)
-    fresh = fates.of(FRESH)
+    missing, shared = table_changes(image, fates)
     table_count = len(missing) + len(shared)
     kept = _kept(image, fates)
     _check_kept(piece, kept)
-    taken, counted = allocate(piece, table_count + int(fresh.sum()))
-    _refuse_tables(counted.image, np.concatenate((kept, taken)))
+    taken, counted = allocate(piece, table_count + _fresh_count(image, fates))
+    refuse_tables(counted.image, np.concatenate((kept, taken)))
     table_hosts, hosts = taken[:table_count], taken[table_count:]
     host = (fates.entry & tables.HOST_OFFSET).astype(np.int64)
-    host[fresh] = hosts << geometry.cluster_bits
-    counts = count_down(image.path, counted.counts, _released(image, piece.tables, fates))
-    moved = _move_tables(counted._replace(counts=counts), np.concatenate((missing, shared)), table_hosts)
+    host[fates.of(FRESH)] = (
+        fates.cluster[fates.of(FRESH)] if geometry.has_data_file else hosts
+    ) << geometry.cluster_bits
+    counts = count_down(image.path, counted.counts, released(image, piece.tables, fates))
+    moved = move_tables(counted._replace(counts=counts), np.concatenate((missing, shared)), table_hosts)
     new = moved._replace(tables=_set_entries(moved.tables, geometry, fates, (host, wish.has_backing_after)))
-    return writes.order(piece, new, _moves(geometry, fates, host, wish)), new.image
+    move = _moves(geometry, fates, host, wish)
+    zeroes, move = _split_zeroes(move) if _is_raw_too(image) else ([], move)
+    return [*zeroes, *writes.order(piece, new, move)], new.image
+
+
+def _split_zeroes(move: Move) -> tuple[list[Step], Move]:
+    """Zeroes of a move as holes, and the rest of it."""
+    is_zero = np.isin(move.source.kind, ex.ZEROES)
+    start = move.target_offset[is_zero]
+    zero = ex.merge_ranges(Ranges(start, start + move.source.length[is_zero]))
+    return _zeroes(zero), Move(move.source.take(~is_zero), move.target_offset[~is_zero])
 
 
 def _check_kept(piece: Slice, clusters: Offsets) -> None:
@@ -213,7 +296,7 @@ def _check_kept(piece: Slice, clusters: Offsets) -> None:
         raise BrokenTable(path=piece.image.path, reason=reason)
 
 
-def _refuse_tables(image: Image, targets: Offsets) -> None:
+def refuse_tables(image: Image, targets: Offsets) -> None:
     hit = image.tables_among(targets)
     if len(hit):
         reason = f"guest data would be written to host cluster {hit[0]}, which holds a table"
@@ -233,7 +316,7 @@ def count_down(path: str, counts: Counts, clusters: Offsets) -> Counts:
     return counts.put(unique, (now - users.astype(np.uint64)).astype(counts.counts.dtype))
 
 
-def _move_tables(piece: Slice, l1_index: Offsets, hosts: Offsets) -> Slice:
+def move_tables(piece: Slice, l1_index: Offsets, hosts: Offsets) -> Slice:
     """Give L1 entries a table of their own: a copy of the one they had, or an empty one."""
     image, held = piece.image, piece.tables
     bits = image.header.cluster_bits
@@ -246,32 +329,36 @@ def _move_tables(piece: Slice, l1_index: Offsets, hosts: Offsets) -> Slice:
     host_offset = np.zeros(len(index), np.int64)
     host_offset[rows] = held.host_offset
     host_offset[np.searchsorted(index, l1_index)] = hosts << bits
-    bitmaps = np.empty((len(index), 0), np.uint64)
+    bitmaps = np.zeros((len(index), held.bitmaps.shape[1]), np.uint64)
+    bitmaps[rows] = held.bitmaps
     return piece._replace(image=image._replace(l1=l1), tables=Tables(index, host_offset, entries, bitmaps))
 
 
 def _set_entries(held: Tables, geometry: Geometry, fates: Fates, how: tuple[Offsets, bool]) -> Tables:
     host, has_backing_after = how
-    cleared = tables.ZERO_FLAG if has_backing_after else tables.NONE
+    cleared = tables.ZERO_FLAG if has_backing_after and not geometry.has_subclusters else tables.NONE
     value = np.where(fates.of(CLEARED), cleared, host.astype(np.uint64) | COPIED)
     changes = ~fates.of(IN_PLACE)
     index, column = np.divmod(fates.cluster[changes], geometry.l2_entry_count)
-    entries = held.entries.copy()
-    entries[held.rows_of(index), column] = value[changes]
-    return held._replace(entries=entries)
+    row = held.rows_of(index)
+    entries, bitmaps = held.entries.copy(), held.bitmaps.copy()
+    entries[row, column] = value[changes]
+    if geometry.has_subclusters:
+        bitmaps[row, column] = fates.bitmap[changes]
+    return held._replace(entries=entries, bitmaps=bitmaps)
 
 
 def _moves(geometry: Geometry, fates: Fates, host: Offsets, wish: Wish) -> Move:
-    """Which bytes go where: whole clusters for fresh and reused ones, only what is wanted for those in place."""
-    whole, partly = (_clusters(geometry, fates, host, mask) for mask in (fates.of(FRESH, REUSE), fates.of(IN_PLACE)))
-    content = ex.over(ex.cut(fates.wanted, whole.ranges), ex.cut(wish.shown, whole.ranges))
-    rest = ex.fill(ex.subtract(whole.ranges, content.ranges), ex.ZERO)
-    parts = ex.concatenate([content, rest, ex.cut(fates.wanted, partly.ranges)])
-    return _aim(parts, ex.coalesce(ex.concatenate([whole, partly])))
+    """Which bytes go where: all of what is written whole, of the rest only what is wanted."""
+    content = ex.over(ex.cut(fates.wanted, fates.whole), ex.cut(wish.shown, fates.whole))
+    rest = ex.fill(ex.subtract(fates.whole, content.ranges), ex.ZERO)
+    parts = ex.concatenate([content, rest, ex.cut(fates.wanted, fates.partly)])
+    return _aim(parts, _clusters(geometry, fates, host))
 
 
-def _clusters(geometry: Geometry, fates: Fates, host: Offsets, mask: Mask) -> Extents:
-    """The host clusters of some guest clusters, as coalesced extents of data."""
+def _clusters(geometry: Geometry, fates: Fates, host: Offsets) -> Extents:
+    """Where the clusters lie that are written, as coalesced extents of data."""
+    mask = ~fates.of(CLEARED)
     start = fates.cluster[mask] << geometry.cluster_bits
     length = np.full(len(start), geometry.cluster_size_bytes, np.int64)
     kind = np.full(len(start), ex.DATA, np.uint8)

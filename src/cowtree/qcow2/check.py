@@ -5,7 +5,7 @@ a check costs what the image holds, whatever its snapshots share. A sentence abo
 """
 
 from collections.abc import Iterator
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ OFFSET_MAX: Final = (1 << 63) - (1 << 30)
 BITMAP_RESERVED: Final = np.uint64(bits(1, 8) | bits(56, 63))
 ALLOCATION_BITS: Final = np.uint64(bits(0, 31))
 
+_SPREAD_MAX: Final = 16
+# So many counts are looked at together.
+WINDOW: Final = 1 << 16
 _COUNT_TYPES: Final = (np.uint8, np.uint16, np.uint32, np.uint64)
 
 
@@ -57,16 +60,49 @@ class References:
             more = first + step <= last
             first, last, times = first[more], last[more], times[more]
 
+    def use_clusters(self, clusters: Offsets) -> None:
+        """Count clusters inside the file, each as often as it is named."""
+        if not len(clusters):
+            return
+        first, last = int(clusters.min()), int(clusters.max())
+        if last - first > _SPREAD_MAX * len(clusters):
+            self._add(clusters, np.ones(len(clusters), np.int64))
+            return
+        # They lie near each other: to count in all the clusters between them is quicker than to sort.
+        total = np.bincount(clusters - first) + self.counts[first : last + 1].astype(np.int64)
+        self._widen(int(total.max()))
+        self.counts[first : last + 1] = total
+        self.cluster_count = max(self.cluster_count, last + 1)
+
+    def use_as(self, other: "References") -> None:
+        """Count all that another counted as well."""
+        self._reach(other.cluster_count)
+        length = min(len(self.counts), len(other.counts))
+        self._widen(int(self.counts.max()) + int(other.counts.max()))
+        self.counts[:length] += other.counts[:length].astype(self.counts.dtype)
+
     def use_region(self, offset: int, length: int) -> Finding | None:
         """Count one region of any length. Returns: what is wrong with it."""
         if length <= 0:
             return None
-        if offset + length - self.file_size_bytes >= self.geometry.cluster_size_bytes:
+        if not self.holds(offset, length):
             where = np.array([[offset, length]], np.uint64)
             return Finding(findings.OUTSIDE, where, np.ones(1, np.int64))
-        first, last = offset >> self.geometry.cluster_bits, (offset + length - 1) >> self.geometry.cluster_bits
-        self._add(np.arange(first, last + 1), np.ones(last + 1 - first, np.int64))
+        self.use_clusters(self._clusters(offset, length))
         return None
+
+    def holds(self, offset: int, length: int) -> bool:
+        """Whether a region ends in the file, or less than a cluster behind it; then it is counted."""
+        return offset + length - self.file_size_bytes < self.geometry.cluster_size_bytes
+
+    def give_back_region(self, offset: int, length: int) -> None:
+        """Forget one use of a region, if it was counted."""
+        if length > 0 and self.holds(offset, length):
+            self.give_back(self._clusters(offset, length))
+
+    def _clusters(self, offset: int, length: int) -> Offsets:
+        bits_ = self.geometry.cluster_bits
+        return np.arange(offset >> bits_, ((offset + length - 1) >> bits_) + 1)
 
     def give_back(self, clusters: Offsets) -> None:
         """Forget one use of each cluster."""
@@ -95,16 +131,28 @@ class References:
         once: Mask = self.get(clusters) == 1
         return once
 
+    def in_blocks(self, block_index: Offsets) -> NDArray[np.unsignedinteger]:
+        """The uses of all clusters that these refcount blocks count. Shapes: (count, entries of a block)."""
+        size = self.geometry.refcount_block_entry_count
+        found = np.zeros((len(block_index), size), self.counts.dtype)
+        for row, index in enumerate(block_index.tolist()):
+            used = self.counts[: self.cluster_count][index * size : (index + 1) * size]
+            found[row, : len(used)] = used
+        return found
+
     def overflows(self) -> Finding:
         """The clusters that are used more often than a count can say."""
         most = min(self.geometry.refcount_max, int(np.iinfo(np.int64).max))
-        where = np.flatnonzero(self.counts > most)
+        step = WINDOW
+        starts = range(0, len(self.counts) if most < np.iinfo(self.counts.dtype).max else 0, step)
+        parts = [np.flatnonzero(self.counts[start : start + step] > most) + start for start in starts]
+        where = np.concatenate([np.empty(0, np.int64), *parts])
         times = self.counts[where].astype(np.int64) - most
         return at(findings.OVERFLOW, np.arange(len(where)), where << self.geometry.cluster_bits, times=times)
 
     def take_free(self, count: int) -> Offsets:
         """Use the first clusters that nothing uses, behind the end of the file if there are not enough."""
-        parts, found, step = [], 0, 1 << 20
+        parts, found, step = [], 0, WINDOW
         for first in range(0, self.cluster_count, step):
             parts.append(np.flatnonzero(self.counts[first : min(first + step, self.cluster_count)] == 0) + first)
             found += len(parts[-1])
@@ -123,25 +171,45 @@ class References:
         self._add(np.arange(first, first + count), np.ones(count, np.int64))
         return first
 
+    def take_run(self, count: int) -> int:
+        """Use so many clusters that follow each other: one that nothing uses, or else clusters behind the end.
+        Returns: the first of them.
+        """
+        return int(self.take_free(1)[0]) if count == 1 else self.take_end(count)
+
     def _reach(self, cluster_count: int) -> None:
         missing = cluster_count + 1 - len(self.counts)
         if missing > 0:
-            self.counts = np.concatenate((self.counts, np.zeros(missing, self.counts.dtype)))
+            self.counts = self._spread(len(self.counts) + missing, self.counts.dtype)
         self.cluster_count = max(self.cluster_count, cluster_count)
+
+    def _spread(self, length: int, kind: np.dtype[Any]) -> NDArray[np.unsignedinteger]:
+        """The counts with room for more. Where nothing was counted no memory is touched, and so none is taken."""
+        counts = np.zeros(length, kind)
+        for start in range(0, len(self.counts), WINDOW):
+            part = self.counts[start : start + WINDOW]
+            if part.any():
+                counts[start : start + len(part)] = part
+        return counts
 
     def _add(self, clusters: Offsets, times: Offsets) -> None:
         if not len(clusters):
             return
-        order = np.argsort(clusters, kind="stable")
-        clusters, times = clusters[order], times[order]
-        first = np.flatnonzero(np.concatenate(([True], clusters[1:] != clusters[:-1])))
-        where = clusters[first]
-        total = self.counts[where].astype(np.int64) + np.add.reduceat(times, first)
-        most = int(total.max())
-        if most > np.iinfo(self.counts.dtype).max:
-            self.counts = self.counts.astype(next(each for each in _COUNT_TYPES if most <= np.iinfo(each).max))
+        where = clusters
+        if not (clusters[1:] > clusters[:-1]).all():
+            order = np.argsort(clusters, kind="stable")
+            clusters = clusters[order]
+            first = np.flatnonzero(np.concatenate(([True], clusters[1:] != clusters[:-1])))
+            where, times = clusters[first], np.add.reduceat(times[order], first)
+        total = self.counts[where].astype(np.int64) + times
+        self._widen(int(total.max()))
         self.counts[where] = total.astype(self.counts.dtype)
         self.cluster_count = max(self.cluster_count, int(where[-1]) + 1)
+
+    def _widen(self, most: int) -> None:
+        if most > np.iinfo(self.counts.dtype).max:
+            fitting = next(np.dtype(each) for each in _COUNT_TYPES if most <= np.iinfo(each).max)
+            self.counts = self._spread(len(self.counts), fitting)
 
 
 class TableUse(NamedTuple):
@@ -217,8 +285,30 @@ def _used(geometry: Geometry, held: Tables, times: Offsets) -> _Used:
     return _Used(entry, bitmap, tables.classify(geometry, entry), column, position, times[row])
 
 
-def check_l2(geometry: Geometry, held: Tables, times: Offsets, references: References) -> Iterator[Finding]:
-    """Count what L2 tables use, each so many times. Returns: what is wrong with their entries."""
+def unaligned_zeroes(geometry: Geometry, held: Tables) -> Mask:
+    """Which L2 entries are zero clusters with a host cluster that is not aligned. Shapes: as the entries."""
+    plain = np.isin(tables.classify(geometry, held.entries), (DATA, ALLOCATED))
+    unaligned = (held.entries & tables.HOST_OFFSET) % np.uint64(geometry.cluster_size_bytes) != 0
+    is_zero = (held.entries & np.uint64(1)) != 0
+    if geometry.has_subclusters:
+        is_zero = (held.bitmaps & ALLOCATION_BITS) == 0
+    wrong: Mask = plain & unaligned & is_zero
+    return wrong
+
+
+def without_host(geometry: Geometry, held: Tables, which: Mask) -> Tables:
+    """The tables with zero clusters that have no host cluster in the place of some entries."""
+    if not geometry.has_subclusters:
+        return held._replace(entries=np.where(which, np.uint64(1), held.entries))
+    return held._replace(entries=np.where(which, np.uint64(0), held.entries))
+
+
+def check_l2(
+    geometry: Geometry, held: Tables, times: Offsets, references: References, *, mends: bool = False
+) -> Iterator[Finding]:
+    """Count what L2 tables use, each so many times. Returns: what is wrong with their entries.
+    With `mends` zero clusters that are not aligned are not counted, for they are about to lose their host cluster.
+    """
     used = _used(geometry, held, times)
     start, length = _regions(geometry, used)
     counts_here = (
@@ -226,10 +316,13 @@ def check_l2(geometry: Geometry, held: Tables, times: Offsets, references: Refer
         if not geometry.has_data_file
         else (np.zeros(len(start), bool))
     )
+    wrong = [*_wrong_packed(geometry, used), *_wrong_plain(geometry, used)]
+    if mends:
+        wrong = [(findings.MENDED.get(kind, kind), where, columns) for kind, where, columns in wrong]
+        counts_here &= ~next(where for kind, where, _ in wrong if kind is findings.ZERO_MENDED)
     outside = counts_here & references.outside(start, length)
     inside = counts_here & ~outside
     references.use(start[inside], length[inside], used.times[inside])
-    wrong = [*_wrong_packed(geometry, used), *_wrong_plain(geometry, used)]
     wrong.append((findings.OUTSIDE, outside, (start, length)))
     parts = [(used.position[where], at(kind, where, *columns, times=used.times)) for kind, where, columns in wrong]
     return in_order(parts)

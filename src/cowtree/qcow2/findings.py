@@ -84,6 +84,10 @@ BLOCK_RESERVED = Kind(CORRUPTION, "ERROR refcount table entry {0} has reserved b
 BLOCK_UNALIGNED = Kind(CORRUPTION, "ERROR refcount block {0} is not cluster aligned; refcount table entry corrupted")
 BLOCK_OUTSIDE = Kind(CORRUPTION, "ERROR refcount block {0} is outside image")
 BLOCK_SHARED = Kind(CORRUPTION, "ERROR refcount block {0} refcount={1}")
+ZERO_MENDED = Kind(
+    CORRUPTION_FIXED, "Repairing offset={0:x}: Preallocated cluster is not properly aligned; L2 entry corrupted."
+)
+BLOCK_MENDED = Kind(CORRUPTION_FIXED, "Repairing refcount block {0} is outside image")
 UNREADABLE = Kind(INTERNAL, "Can't get refcount for cluster {0}: Input/output error")
 TOO_LOW = Kind(CORRUPTION, "ERROR cluster {0} refcount={1} reference={2}")
 TOO_HIGH = Kind(LEAK, "Leaked cluster {0} refcount={1} reference={2}")
@@ -97,7 +101,14 @@ DATA_FLAG = Kind(CORRUPTION, "ERROR OFLAG_COPIED data cluster: l2_entry={0:x} re
 DATA_FLAG_MENDED = Kind(CORRUPTION_FIXED, "Repairing OFLAG_COPIED data cluster: l2_entry={0:x} refcount={1}")
 
 
-MENDED: Final = {TOO_LOW: RAISED, TOO_HIGH: LOWERED, TABLE_FLAG: TABLE_FLAG_MENDED, DATA_FLAG: DATA_FLAG_MENDED}
+MENDED: Final = {
+    TOO_LOW: RAISED,
+    TOO_HIGH: LOWERED,
+    TABLE_FLAG: TABLE_FLAG_MENDED,
+    DATA_FLAG: DATA_FLAG_MENDED,
+    ZERO_UNALIGNED: ZERO_MENDED,
+    BLOCK_OUTSIDE: BLOCK_MENDED,
+}
 
 
 def remark(counts_as: str, sentence: str, count: int = 1) -> Finding:

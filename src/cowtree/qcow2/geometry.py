@@ -41,6 +41,11 @@ class Geometry(NamedTuple):
         return 1 << self.cluster_bits
 
     @property
+    def subcluster_size_bytes(self) -> int:
+        """Length of what is allocated, or reads as zeroes, on its own: a subcluster, or else a cluster."""
+        return self.cluster_size_bytes // (SUBCLUSTER_COUNT if self.has_subclusters else 1)
+
+    @property
     def l2_entry_bytes(self) -> int:
         """8, or 16 when entries carry a subcluster bitmap."""
         return 16 if self.has_subclusters else 8

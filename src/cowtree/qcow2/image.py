@@ -126,12 +126,14 @@ def _check_fixed_ranges(image: Image) -> None:
         end, last = round_up(start + length, size), what
 
 
-def lookup(tables: Tables, geometry: Geometry, cluster: Offsets) -> Entries:
-    """The L2 entries of guest clusters; 0 where there is no table."""
+def lookup(tables: Tables, geometry: Geometry, cluster: Offsets) -> tuple[Entries, Entries]:
+    """The L2 entries of guest clusters, and their bitmaps; 0 where there is no table, or no bitmap."""
     index, column = np.divmod(cluster, geometry.l2_entry_count)
     row = np.searchsorted(tables.l1_index, index)
     here: NDArray[np.bool_] = row < len(tables.l1_index)
     here[here] = tables.l1_index[row[here]] == index[here]
-    entries = np.zeros(len(cluster), np.uint64)
+    entries, bitmaps = np.zeros(len(cluster), np.uint64), np.zeros(len(cluster), np.uint64)
     entries[here] = tables.entries[row[here], column[here]]
-    return entries
+    if geometry.has_subclusters:
+        bitmaps[here] = tables.bitmaps[row[here], column[here]]
+    return entries, bitmaps

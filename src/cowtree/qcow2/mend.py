@@ -79,10 +79,5 @@ def _with_longer_table(image: Image, references: References, entry_count: int) -
 
 def true_counts(image: Image, references: References, block_index: Offsets) -> Counts:
     """What these refcount blocks of the image should say."""
-    geometry = image.geometry
-    size = geometry.refcount_block_entry_count
-    counts = np.zeros((len(block_index), size), count_type(geometry))
-    for row, index in enumerate(block_index.tolist()):
-        used = references.counts[: references.cluster_count][index * size : (index + 1) * size]
-        counts[row, : len(used)] = references.limit(used)
+    counts = references.limit(references.in_blocks(block_index)).astype(count_type(image.geometry))
     return Counts(block_index, block_offsets(image.refcount_table[block_index]), counts)

@@ -3,11 +3,12 @@
 The standard library only, for `img info` lists snapshots.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from cowtree.errors import BrokenTable
 from cowtree.qcow2.geometry import L1_BYTES_MAX, L1_ENTRY_BYTES, round_up
-from cowtree.qcow2.header import Header, decode_name
+from cowtree.qcow2.header import Header, decode_name, encode_name
 from cowtree.records import record
 
 # Source: qcow2 specification, "Snapshots".
@@ -23,6 +24,14 @@ SNAPSHOT = record(
     (36, ">u4", "extra_data_size"),
     size=40,
 )
+# What is known of the extra data, which may be longer or shorter.
+EXTRA_DATA = record(
+    (0, ">u8", "vm_state_size"),
+    (8, ">u8", "disk_size"),
+    (16, ">u8", "icount"),
+    size=24,
+)
+NO_ICOUNT = (1 << 64) - 1
 EXTRA_DATA_BYTES_MAX = 1024
 # Source: QEMU refuses a larger table.
 TABLE_BYTES_MAX = 64 << 20
@@ -120,7 +129,36 @@ def _parse_entry(path: str, header: Header, data: bytes, place: tuple[int, int])
         vm_clock_ns=fields["vm_clock_nsec"],
         vm_state_bytes=vm_state_bytes,
         size_bytes=size_bytes,
-        icount=None if icount == (1 << 64) - 1 else icount,
+        icount=None if icount == NO_ICOUNT else icount,
         extra_data=extra,
     )
     return snapshot, round_up(end, 8)
+
+
+def pack(snapshots: Iterable[Snapshot]) -> bytes:
+    """The table as it stands on disk; every entry says all that is known, and extra data that nobody knows is kept."""
+    return b"".join(map(_pack_entry, snapshots))
+
+
+def _pack_entry(snapshot: Snapshot) -> bytes:
+    identifier, name = encode_name(snapshot.id), encode_name(snapshot.name)
+    known = EXTRA_DATA.pack(
+        vm_state_size=snapshot.vm_state_bytes,
+        disk_size=snapshot.size_bytes,
+        icount=NO_ICOUNT if snapshot.icount is None else snapshot.icount,
+    )
+    extra = known + snapshot.extra_data[EXTRA_DATA.size_bytes :]
+    fields = SNAPSHOT.pack(
+        l1_table_offset=snapshot.l1_table_offset,
+        l1_size=snapshot.l1_entry_count,
+        id_size=len(identifier),
+        name_size=len(name),
+        date_sec=snapshot.time_s,
+        date_nsec=snapshot.time_ns,
+        vm_clock_nsec=snapshot.vm_clock_ns,
+        # Who knows only 32 bits shall take a larger state for none.
+        vm_state_size=snapshot.vm_state_bytes if snapshot.vm_state_bytes < 1 << 32 else 0,
+        extra_data_size=len(extra),
+    )
+    data = fields + extra + identifier + name
+    return data.ljust(round_up(len(data), 8), b"\0")

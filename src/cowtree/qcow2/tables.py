@@ -10,7 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cowtree.errors import BrokenTable
-from cowtree.extents import ALLOCATED, COMPRESSED, DATA, ZERO, Extents, Offsets, coalesce, concatenate, empty
+from cowtree.extents import (
+    ALLOCATED,
+    COMPRESSED,
+    DATA,
+    MOVING,
+    ZERO,
+    Extents,
+    Mask,
+    Offsets,
+    Ranges,
+    coalesce,
+    concatenate,
+    empty,
+    intersect,
+    merge_ranges,
+)
 from cowtree.qcow2.geometry import L1_ENTRY_BYTES, SUBCLUSTER_COUNT, Geometry, round_up
 from cowtree.records import bits
 
@@ -45,7 +60,7 @@ class Tables(NamedTuple):
         return np.searchsorted(self.l1_index, l1_index)
 
 
-def decode(geometry: Geometry, l1_index: Offsets, host_offset: Offsets, data: bytes) -> Tables:
+def decode(geometry: Geometry, l1_index: Offsets, host_offset: Offsets, data: bytes | bytearray) -> Tables:
     """Turn the bytes of L2 tables, one behind the other, into a value."""
     words = np.frombuffer(data, ">u8").astype(np.uint64)
     count = geometry.l2_entry_count
@@ -141,13 +156,15 @@ def _check_entries(path: str, geometry: Geometry, found: Extents, size_bytes: in
     cluster_size = geometry.cluster_size_bytes
     end = round_up(size_bytes, cluster_size)
     packed = found.kind == COMPRESSED
-    start, length = compressed_location(geometry, found.host_offset)
+    # Most images hold nothing compressed, and this is asked of each of their entries.
+    start, length = compressed_location(geometry, found.host_offset) if packed.any() else (found.host_offset,) * 2
     stop = np.where(packed, start + length - 511, found.host_offset + cluster_size)
     in_header = np.where(packed, start < cluster_size, (found.host_offset < cluster_size) & (found.host_offset > 0))
     for bad, what in (
         (~packed & (found.host_offset % cluster_size != 0), "is not aligned to a cluster"),
         (stop > np.where(found.host_offset != 0, end, stop), f"is past the end of the file ({size_bytes})"),
         (in_header, "is inside the header"),
+        (_is_foreign(geometry, found), "is not where an external data file holds it"),
         ((found.kind == ZERO) | (found.kind == ALLOCATED) if geometry.version < 3 else packed & False, "a zero flag"),
     ):
         wrong = np.flatnonzero(bad)
@@ -158,6 +175,15 @@ def _check_entries(path: str, geometry: Geometry, found: Extents, size_bytes: in
             if what == "a zero flag":
                 where = f"Zero cluster entry found in pre-v3 image (guest byte {found.start[index]})"
             raise BrokenTable(path=path, reason=where)
+
+
+def _is_foreign(geometry: Geometry, found: Extents) -> Mask:
+    """Which entries no image with an external data file may have: in that a guest's byte lies at its own offset.
+    Source: QEMU refuses them when it reads.
+    """
+    moved = (found.kind == COMPRESSED) | (np.isin(found.kind, MOVING) & (found.host_offset != found.start))
+    foreign: Mask = moved & geometry.has_data_file
+    return foreign
 
 
 def _split_subclusters(
@@ -204,6 +230,33 @@ def _split_mixed(
     length = np.full(starts.size, size)
     layer = np.zeros(starts.size, np.int16)
     return Extents(starts.ravel(), length, kinds.ravel().astype(np.uint8), layer, hosts.ravel())
+
+
+def to_bits(geometry: Geometry, cluster: Offsets, ranges: Ranges) -> Entries:
+    """Which subclusters of some sorted clusters the ranges cover, a bit for each, the lowest for the first.
+    `ranges` are joined, and of whole subclusters.
+    """
+    bits, size = geometry.cluster_bits, geometry.subcluster_size_bytes
+    parts = intersect(Ranges(cluster << bits, (cluster + 1) << bits), ranges)
+    row = np.searchsorted(cluster, parts.start >> bits)
+    start = cluster[row] << bits
+    first, last = (parts.start - start) // size, (parts.stop - start) // size
+    return np.bincount(row, (1 << last) - (1 << first), len(cluster)).astype(np.uint64)
+
+
+def from_bits(geometry: Geometry, cluster: Offsets, bits: Entries) -> Ranges:
+    """The ranges of the subclusters whose bits are set, joined."""
+    some = np.flatnonzero(bits)
+    chosen, size = bits[some].astype("<u4"), geometry.subcluster_size_bytes
+    # A run begins where the bit before is not set, and ends where the next one is not.
+    firsts, lasts = chosen & ~(chosen << np.uint32(1)), chosen & ~(chosen >> np.uint32(1))
+    (row, first), (_, last) = (np.nonzero(_unpacked(each)) for each in (firsts, lasts))
+    start = cluster[some][row] << geometry.cluster_bits
+    return merge_ranges(Ranges(start + first * size, start + (last + 1) * size))
+
+
+def _unpacked(bits: NDArray[np.uint32]) -> NDArray[np.uint8]:
+    return np.unpackbits(bits.view(np.uint8).reshape(-1, 4), axis=1, bitorder="little")
 
 
 def l1_range(geometry: Geometry, start: int, stop: int) -> tuple[int, int]:
