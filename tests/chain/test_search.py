@@ -239,8 +239,9 @@ def test_a_name_from_the_folder_of_the_process_is_followed_from_there(tmp_path: 
     assert search(Path("pool")).links == {str(top): str(base)}
 
 
-def test_an_address_is_not_followed(tmp_path: Path):
-    path = image(tmp_path / "a.qcow2", "-u", "-b", "nbd://localhost/x", "-F", "raw")
+@pytest.mark.parametrize("name", ["nbd://localhost/x", 'json:{"driver":"raw","file.filename":"/etc/hostname"}'])
+def test_an_address_is_not_followed(tmp_path: Path, name: str):
+    path = image(tmp_path / "a.qcow2", "-u", "-b", name, "-F", "raw")
     assert isinstance(search(path).links[str(path)], ChainError)
 
 

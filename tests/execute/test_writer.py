@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from cowtree import extents as ex
 from cowtree.chain import gate, load
 from cowtree.chain.view import Chain, layer_extents, open_chain, resolve
-from cowtree.errors import BrokenTable, MarkedCorrupt, Refused, UnknownFeature
+from cowtree.errors import BrokenTable, MarkedCorrupt, Refused
 from cowtree.execute.writer import LayerWriter
 from cowtree.monitor import Counting
 from cowtree.operations.create import create
@@ -206,16 +205,6 @@ def test_an_image_that_was_left_dirty_is_clean_in_the_end():
     with writing(made) as writer:
         writer.finish()
         assert not gate.read_header(made.top, writer.file).is_dirty
-
-
-def test_formats_that_are_only_read_are_not_written(tmp_path: Path):
-    for number, options in enumerate(("extended_l2=on", f"data_file={tmp_path}/data")):
-        path = tmp_path / f"image-{number}"
-        qemu_img("create", "-q", "-f", "qcow2", "-o", options, path, "1M")
-        chain = open_chain(LocalFiles(), str(path), "qcow2", Access.WRITE)
-        with pytest.raises(UnknownFeature, match="cowtree reads"):
-            LayerWriter(chain, 0)
-        chain.close()
 
 
 def test_too_many_snapshots_keep_an_image_from_being_written(tmp_path, monkeypatch):

@@ -2,7 +2,8 @@
 
 - A format is given, or declared by the overlay; only where neither says so is the magic number looked at. What was
   declared raw stays raw, whatever its first bytes are.
-- Names inside images are inert text until `resolve_name`; addresses (`json:`, `nbd://`) are refused.
+- Names inside images are inert text until `resolve_name`. `json:{...}` inside an image is followed only when the files
+  say so (`follows_addresses`); addresses that are no files are refused.
 - A chain is at most 256 layers deep and holds each file once (device, inode).
 - Every file is opened under QEMU's locks.
 
@@ -13,29 +14,47 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from cowtree.chain.address import (
+    Address,
+    Window,
+    from_options,
+    has_protocol,
+    is_json,
+    name_of,
+    options_of,
+    parse,
+    plain_name,
+)
 from cowtree.errors import (
     BrokenHeader,
     ChainError,
     ChainTooDeep,
     ImageError,
+    Locked,
     LoopInChain,
     MissingImage,
     NotAnImage,
-    UnknownFeature,
+    PlacedError,
 )
+from cowtree.luks import header as luks
 from cowtree.qcow2 import header as qcow2
+from cowtree.storage import foreign
 from cowtree.storage.contract import Access, FileSystem, Storage
+from cowtree.storage.encrypted import EncryptedFile, EncryptedVolume, SectorCipher
+from cowtree.storage.part import Part
 from cowtree.units import SECTOR_BYTES
 
 LAYER_COUNT_MAX = 256
 HEADER_BYTES = 4096
-RAW, QCOW2 = "raw", "qcow2"
-FORMATS = (RAW, QCOW2)
+RAW, QCOW2, LUKS = "raw", "qcow2", "luks"
+FORMATS = (RAW, QCOW2, LUKS, *foreign.FORMATS)
 
 
 class Layer(NamedTuple):
-    """One open image of a chain. `header` is None for raw; `data` is the external data file, if it has one; `origin` is
-    where its disk begins in the disk that is read: not 0 only when images are joined one behind the other.
+    """One open image of a chain. `header` is that of a qcow2 image, `data` where guest data lies if not in `file`, in
+    an external data file or under a cipher; `origin` is where its disk begins in the disk that is read: not 0 only when
+    images are joined one behind the other. `volume` says how guest data is encrypted, and nobody can read it before
+    `is_unlocked`. The old way of encryption goes by guest offsets: `guest_cipher`. `address` is how it was called.
     """
 
     path: str
@@ -46,6 +65,40 @@ class Layer(NamedTuple):
     data: Storage | None
     was_probed: bool
     origin: int = 0
+    volume: luks.Volume | None = None
+    guest_cipher: SectorCipher | None = None
+    is_unlocked: bool = False
+    address: Address | None = None
+
+    @property
+    def name(self) -> str:
+        """The name by which it is opened again, together with its format."""
+        return self.address.name if self.address else self.path
+
+    @property
+    def host_offset(self) -> int:
+        """Where the part of the file that is the image begins."""
+        if self.address is None:
+            return 0
+        own = self.address.window.offset if self.format == RAW else 0
+        return own + sum(each.offset for each in self.address.inner)
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether guest data is secret."""
+        return self.format == LUKS or bool(self.header and self.header.crypt_method)
+
+    @property
+    def key_option(self) -> str:
+        """What the name of the key is given as."""
+        return "key-secret" if self.format == LUKS else "encrypt.key-secret"
+
+    @property
+    def volume_place(self) -> tuple[int, int]:
+        """Where the header of the encryption begins in the file, and how long it and the key slots are."""
+        if self.header is not None:
+            return self.header.encryption_header or (0, 0)
+        return 0, self.volume.payload_offset if self.volume else 0
 
     @property
     def data_file(self) -> Storage:
@@ -62,25 +115,33 @@ class Layer(NamedTuple):
 Opener = Callable[[FileSystem, str, str | None, str], Layer]
 
 
-def has_protocol(name: str) -> bool:
-    """Whether something like `file:` or `nbd:` stands in front."""
-    return ":" in name.partition("/")[0]
+def locate(holder: str, name: str) -> str:
+    """The name by which what the image `holder` calls `name` is opened from here. As in QEMU a name is an address when
+    a colon comes before the first slash, and an address does not start from the holder's folder.
+    """
+    return name if has_protocol(name) else plain_name(os.path.join(os.path.dirname(holder), name))
 
 
 def resolve_name(holder: str, name: str) -> str:
-    """The path that a name inside the image `holder` means. As in QEMU a name is an address when a colon comes before
-    the first slash, and one that starts with `file:` does not start from the holder's folder.
+    """The path that a name inside the image `holder` means.
     Raises: ChainError when it is an address and not a file name.
     """
-    if name.startswith("file:"):
-        return name.removeprefix("file:")
-    if has_protocol(name):
-        raise ChainError(
-            path=holder,
-            reason=f"'{name}' is an address, not a file name",
-            hint="cowtree img rebase -u -b BASE -F FORMAT {path}",
-        )
-    return os.path.join(os.path.dirname(holder), name)
+    try:
+        return parse(locate(holder, name)).path
+    except ChainError:
+        raise _no_file(holder, name) from None
+
+
+def _no_file(holder: str, name: str) -> ChainError:
+    """What says that the name inside an image is not followed."""
+    reason = f"'{name}' is an address, not a file name"
+    return ChainError(path=holder, reason=reason, hint="cowtree img rebase -u -b BASE -F FORMAT {path}")
+
+
+def refuse_address(holder: str, name: str) -> None:
+    """Refuse a name inside an image that is more than a file name, with or without `file:`. Raises: ChainError."""
+    if has_protocol(name) and not name.startswith("file:"):
+        raise _no_file(holder, name)
 
 
 def data_file_path(holder: str, name: str) -> str:
@@ -88,8 +149,9 @@ def data_file_path(holder: str, name: str) -> str:
     process, not from that of the image.
     Raises: ChainError when it is an address and not a file name.
     """
-    resolve_name(holder, name)
-    return name.removeprefix("file:")
+    if is_json(name):
+        raise _no_file(holder, name)
+    return resolve_name(holder, name) if has_protocol(name) else name
 
 
 def name_for(files: FileSystem, holder: str, target: str, *, is_relative: bool) -> str:
@@ -110,43 +172,118 @@ def is_same(files: FileSystem, path: str, other: str) -> bool:
         return False
 
 
-def open_layer(files: FileSystem, path: str, image_format: str | None = None, access: str = Access.READ) -> Layer:
+def open_layer(files: FileSystem, name: str, image_format: str | None = None, access: str = Access.READ) -> Layer:
     """Open one image alone, without what backs it; without a format its magic number decides.
     Raises: MissingImage, ImageLocked, NotAnImage, and what `header.parse` raises.
     """
-    layer = open_alone(files, path, image_format, access)
+    layer = open_alone(files, name, image_format, access)
     try:
-        return (
-            layer if layer.header is None else layer._replace(data=_open_data_file(files, layer, layer.header, access))
-        )
+        if layer.header is not None:
+            layer = layer._replace(data=_open_data_file(files, layer, layer.header, access))
+        secret = layer.address.key_secret if layer.address else None
+        return layer if secret is None else unlock(files, layer, secret)
     except BaseException:
         layer.close()
         raise
 
 
-def open_alone(files: FileSystem, path: str, image_format: str | None = None, access: str = Access.READ) -> Layer:
+def open_alone(files: FileSystem, name: str, image_format: str | None = None, access: str = Access.READ) -> Layer:
     """Open one file and nothing that it names; guest data in an external file cannot be read through it.
     Raises: what `open_layer` raises.
     """
-    if image_format is not None and image_format not in FORMATS:
-        raise ChainError(path=path, reason=f"Unknown driver '{image_format}'", hint="-f raw or -f qcow2")
-    file = files.open(path, access)
+    address = parse(name)
+    wanted = image_format or address.format
+    if wanted is not None and wanted not in FORMATS:
+        raise ChainError(path=address.path, reason=f"Unknown driver '{wanted}'", name=name, hint="-f raw or -f qcow2")
+    if address.is_read_only and access == Access.WRITE:
+        raise ChainError(path=name, reason="Block node is read-only", hint="the same without read-only")
     try:
-        found = image_format or probe(file)
-        if found == RAW:
-            size_bytes = -(-file.size_bytes // SECTOR_BYTES) * SECTOR_BYTES
-            return Layer(path, RAW, file, size_bytes, None, None, image_format is None)
+        file = files.open(address.path, Access.SHARED if address.is_shared and access == Access.READ else access)
+        try:
+            layer = _layer_over(_parts(address, address.inner, file), address, wanted)
+            return _open_foreign(files, layer, access) if layer.format in foreign.FORMATS else layer
+        except BaseException:
+            file.close()
+            raise
+    except PlacedError as error:
+        error.facts.setdefault("name", name)
+        raise
+
+
+def _layer_over(file: Storage, address: Address, wanted: str | None) -> Layer:
+    """Read what the format keeps beside guest data."""
+    path, found = address.path, wanted or probe(file)
+    address.check(found)
+    layer = Layer(path, found, file, 0, None, None, wanted is None, address=address)
+    if found == QCOW2:
         header = read_header(path, file)
         size_bytes = header.size_bytes // SECTOR_BYTES * SECTOR_BYTES
-        return Layer(path, QCOW2, file, size_bytes, header, None, image_format is None)
-    except BaseException:
-        file.close()
-        raise
+        return layer._replace(size_bytes=size_bytes, header=header, volume=_read_inner_volume(path, file, header))
+    if found == RAW:
+        layer = layer._replace(file=_parts(address, (address.window,), file))
+    end = layer.file.size_bytes
+    if found == LUKS:
+        layer = layer._replace(volume=luks.parse(path, file.pread(0, luks.HEADER_BYTES)))
+        end -= layer.volume_place[1]
+        if end < 0:
+            raise BrokenHeader(path=path, reason="Could not refresh total sector count: Input/output error")
+    return layer._replace(size_bytes=-(-end // SECTOR_BYTES) * SECTOR_BYTES)
+
+
+def _open_foreign(files: FileSystem, layer: Layer, access: str) -> Layer:
+    """The disk in another hypervisor's image, which nobody writes. Raises: what `foreign.open_disk` raises."""
+    if access == Access.WRITE:
+        hint = "cowtree img convert -O qcow2 {path} COPY, and write to the copy"
+        raise ChainError(path=layer.path, reason="Block node is read-only", hint=hint)
+    disk = foreign.open_disk(files, layer.file, layer.format, access)
+    return layer._replace(file=disk, size_bytes=disk.size_bytes)
+
+
+def _parts(address: Address, windows: tuple[Window, ...], file: Storage) -> Storage:
+    """What is seen of a file through windows, the innermost first. Raises: ChainError."""
+    for window in windows:
+        offset, size_bytes, end = window.offset, window.size_bytes, file.size_bytes
+        reason = None
+        if offset > end:
+            reason = f"Offset ({offset}) cannot be greater than size of the containing file ({end})"
+        elif size_bytes is not None and end - offset < size_bytes:
+            reason = (
+                f"The sum of offset ({offset}) and size ({size_bytes}) has to be smaller or equal to the "
+                f" actual size of the containing file ({end})"
+            )
+        elif size_bytes is not None and size_bytes % SECTOR_BYTES:
+            reason = f"Specified size is not multiple of {SECTOR_BYTES}"
+        if reason is not None:
+            raise ChainError(path=address.name, reason=reason)
+        if window != (0, None):
+            file = Part(file, offset, size_bytes)
+    return file
 
 
 def probe(file: Storage) -> str:
     """Tell the format from the magic number."""
-    return QCOW2 if qcow2.is_qcow2(file.pread(0, 4)) else RAW
+    data = file.pread(0, foreign.PROBE_BYTES)
+    if luks.is_luks(data):
+        return LUKS
+    return QCOW2 if qcow2.is_qcow2(data) else foreign.probe(data) or RAW
+
+
+def _read_inner_volume(path: str, file: Storage, header: qcow2.Header) -> luks.Volume | None:
+    """Read the header of the encryption of a qcow2 image. Raises: BrokenHeader."""
+    data, is_luks = header.extension(qcow2.ENCRYPTION), qcow2.CRYPT_NAMES.get(header.crypt_method) == LUKS
+    if data is None:
+        return None
+    expected = qcow2.ENCRYPTION_HEADER.size_bytes
+    offset, length = header.encryption_header or (0, 0)
+    rules = (
+        (is_luks, "CRYPTO header extension only expected with LUKS encryption method"),
+        (len(data) == expected, f"CRYPTO header extension size {len(data)}, but expected size {expected}"),
+        (length >= luks.HEADER_BYTES, "Request for data outside of extension header"),
+    )
+    for holds, reason in rules:
+        if not holds:
+            raise BrokenHeader(path=path, reason=reason)
+    return luks.parse(path, file.pread(offset, luks.HEADER_BYTES))
 
 
 def read_header(path: str, file: Storage) -> qcow2.Header:
@@ -160,17 +297,49 @@ def read_header(path: str, file: Storage) -> qcow2.Header:
 
 
 def _open_data_file(files: FileSystem, layer: Layer, header: qcow2.Header, access: str) -> Storage | None:
+    given = layer.address.data_file if layer.address else {}
     if not header.incompatible & qcow2.EXTERNAL_DATA_FILE:
+        if given:
+            reason = "'data-file' can only be set for images with an external data file"
+            raise ChainError(path=layer.name, reason=reason)
         return None
+    if given:
+        if given.get("driver") not in (None, RAW):
+            given = {**given, "driver": "file"}
+        elif "filename" in given:
+            given = {"driver": "file", **given}
+        return files.open(from_options(layer.name, given).path, access)
     if header.data_file is None:
         raise BrokenHeader(path=layer.path, reason="'data-file' is required for this image")
     return files.open(data_file_path(layer.path, header.data_file), access)
 
 
+def unlock(files: FileSystem, layer: Layer, key_secret: str) -> Layer:
+    """The same layer, whose guest data can be read and written, by the secret of this name.
+    Raises: Locked when it does not fit, BrokenHeader.
+    """
+    from cowtree.chain import unlock as keys  # noqa: PLC0415 # numpy and ciphers are for encrypted images alone
+
+    if not layer.is_encrypted:
+        return layer
+    secret = keys.passphrase(files, layer.path, key_secret)
+    if layer.header and qcow2.CRYPT_NAMES[layer.header.crypt_method] == "aes":
+        return layer._replace(guest_cipher=keys.legacy_cipher(secret), is_unlocked=True)
+    if layer.volume is None:
+        raise BrokenHeader(path=layer.path, reason="Missing CRYPTO header for crypt method 2")
+    key = keys.find_key(layer.path, layer.file, layer.volume_place, layer.volume, secret)
+    cipher = keys.volume_cipher(layer.volume, key)
+    if layer.format == LUKS:
+        file = EncryptedVolume(layer.file, cipher, layer.volume.payload_offset)
+        return layer._replace(file=file, is_unlocked=True)
+    return layer._replace(data=EncryptedFile(layer.data_file, cipher), is_unlocked=True)
+
+
 def refuse_encryption(layer: Layer) -> None:
-    """Refuse an image whose guest data cannot be read. Raises: UnknownFeature."""
-    if layer.header and layer.header.crypt_method:
-        raise UnknownFeature(path=layer.path, features="encryption")
+    """Refuse an image whose guest data nobody can read without a key. Raises: Locked."""
+    if layer.is_encrypted and not layer.is_unlocked:
+        option = layer.key_option
+        raise Locked(path=layer.path, reason=f"Parameter '{option}' is required for cipher", option=option)
 
 
 def walk(
@@ -185,28 +354,52 @@ def walk(
     Raises: what the opener raises, with the overlay among its facts; LoopInChain, ChainTooDeep.
     """
     layer = opener(files, path, image_format, access)
-    seen = [files.identity(path)]
+    seen = [files.identity(layer.path)]
     yield layer
     below = Access.SHARED if access == Access.SHARED else Access.READ
-    while layer.header is not None and layer.header.backing_file is not None:
+    while (backing := _backing_of(files, layer)) is not None:
         if len(seen) == LAYER_COUNT_MAX:
             raise ChainTooDeep(path=path, limit=LAYER_COUNT_MAX)
-        layer = _open_backing(files, layer, layer.header, (seen, below, opener))
+        layer = _open_backing(files, layer, backing, (seen, below, opener))
         yield layer
 
 
+def _backing_of(files: FileSystem, layer: Layer) -> tuple[str, str | None] | None:
+    """The name and the format of what backs a layer: what its address says counts more than what the image says.
+    Raises: ChainError.
+    """
+    header, address = layer.header, layer.address
+    if header is None or (address and not address.has_backing):
+        return None
+    given = address.backing if address else {}
+    name, image_format = header.backing_file, header.backing_format
+    if address and isinstance(node := address.options.get("backing"), str):
+        reason = f"Could not open backing file: Cannot find device='{node}' nor node-name='{node}'"
+        raise ChainError(path=layer.name, reason=reason)
+    if name is not None and "file.filename" not in given:
+        if not files.follows_addresses:
+            refuse_address(layer.path, name)
+        name = locate(layer.path, name)
+        driver = given.get("driver", image_format)
+        return (name_of({**options_of(name), **given}) if given else name), None if driver is None else str(driver)
+    if not given:
+        return None
+    return name_of(given), None if "driver" in given else image_format
+
+
 def _open_backing(
-    files: FileSystem, overlay: Layer, header: qcow2.Header, how: tuple[list[tuple[int, int]], str, Opener]
+    files: FileSystem, overlay: Layer, backing: tuple[str, str | None], how: tuple[list[tuple[int, int]], str, Opener]
 ) -> Layer:
     seen, access, opener = how
-    path = resolve_name(overlay.path, header.backing_file or "")
+    name, image_format = backing
     try:
+        path = parse(name).path
         identity = files.identity(path)
         if identity not in seen:
             seen.append(identity)
-            return opener(files, path, header.backing_format, access)
+            return opener(files, name, image_format, access)
     except (ChainError, ImageError) as error:
-        error.facts["overlay"] = overlay.path
+        error.facts["overlay"] = overlay.name
         raise
     raise LoopInChain(path=overlay.path, backing=path)
 
@@ -215,7 +408,7 @@ def open_chain(
     files: FileSystem, path: str, image_format: str | None = None, access: str = Access.READ
 ) -> tuple[Layer, ...]:
     """Open an image and all that backs it, the top first; what backs it is opened for reading.
-    Raises: what `walk` raises, UnknownFeature when guest data is encrypted.
+    Raises: what `walk` raises, Locked when guest data is encrypted and there is no key.
     """
     layers: list[Layer] = []
     try:

@@ -101,7 +101,7 @@ def load_tables(file: Storage, image: Image, start: int, stop: int) -> Tables:
     offsets = tables.table_offsets(image.l1[first:last])
     here = np.flatnonzero(offsets)
     data = read_clusters(file, image.geometry, offsets[here])
-    return tables.decode(image.geometry, here + first, offsets[here], bytes(data))
+    return tables.decode(image.geometry, here + first, offsets[here], data)
 
 
 def load_counts(file: Storage, image: Image, clusters: Offsets, free_count: int) -> Counts:
@@ -143,7 +143,7 @@ def read_blocks(file: Storage, image: Image, block_index: Offsets) -> Counts:
     """Read the refcount blocks at these places of the refcount table; all of them must be there."""
     offsets = refcounts.block_offsets(image.refcount_table)[block_index]
     data = read_clusters(file, image.geometry, offsets)
-    return refcounts.decode(image.geometry, block_index, offsets, bytes(data))
+    return refcounts.decode(image.geometry, block_index, offsets, data)
 
 
 def load_blocks(file: Storage, image: Image, first: int, last: int) -> Counts:

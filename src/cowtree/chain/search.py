@@ -275,7 +275,8 @@ def _kind(entry: os.DirEntry[str]) -> int:
 
 
 def _place(holder: str, name: str) -> str:
-    """Where a name inside an image leads. Raises: ChainError when it is an address."""
+    """Where a name inside an image leads. Raises: ChainError when it is an address, which nobody asked to follow."""
+    gate.refuse_address(holder, name)
     return _plain(gate.resolve_name(holder, name))
 
 

@@ -16,6 +16,8 @@ from cowtree.errors import BrokenTable
 from cowtree.extents import Extents, Offsets, Ranges
 from cowtree.qcow2 import tables
 from cowtree.qcow2.compression import inflate
+from cowtree.qcow2.geometry import round_up
+from cowtree.units import SECTOR_BYTES
 
 PAGE_BYTES: Final = 4 << 20
 
@@ -109,6 +111,11 @@ def ahead(items: Iterator[Item]) -> Iterator[Item]:
 def _fetch_plain(chain: Chain, parts: Extents, position: Offsets, buffer: memoryview) -> None:
     if not len(parts.start):
         return
+    by_guest = np.isin(parts.layer, [index for index, layer in enumerate(chain.layers) if layer.guest_cipher])
+    if by_guest.any():
+        _fetch_by_guest(chain, parts.take(by_guest), position[by_guest], buffer)
+        _fetch_plain(chain, parts.take(~by_guest), position[~by_guest], buffer)
+        return
     order = np.lexsort((parts.host_offset, parts.layer))
     parts, position = parts.take(order), position[order]
     stop = parts.host_offset + parts.length
@@ -121,6 +128,17 @@ def _fetch_plain(chain: Chain, parts: Extents, position: Offsets, buffer: memory
     places = zip(parts.layer[first].tolist(), parts.host_offset[first].tolist(), strict=True)
     for (begin, end), (layer, host) in zip(runs, places, strict=True):
         chain.layers[layer].data_file.preadv(host, views[begin:end])
+
+
+def _fetch_by_guest(chain: Chain, parts: Extents, position: Offsets, buffer: memoryview) -> None:
+    """Read and decrypt what is encrypted by the guest's sectors: all of each sector that is touched."""
+    columns = [each.tolist() for each in (parts.layer, parts.start, parts.length, parts.host_offset, position)]
+    for index, start, length, host_offset, at in zip(*columns, strict=True):
+        layer = chain.layers[index]
+        if layer.guest_cipher:
+            sector, skip = divmod(start - layer.origin, SECTOR_BYTES)
+            stored = layer.data_file.pread(host_offset - skip, round_up(skip + length, SECTOR_BYTES))
+            buffer[at : at + length] = layer.guest_cipher.decrypt(sector, stored)[skip : skip + length]
 
 
 def _inflate_part(layer: Layer, descriptor: int, start: int, length: int) -> bytes:

@@ -19,8 +19,8 @@ def run(steps: Iterable[Step], target: Storage, chain: Chain, monitor: Monitor, 
         match step:
             case Write(offset, content):
                 target.pwrite(offset, content)
-            case Zero(offset, length):
-                target.write_zeroes(offset, length)
+            case Zero(offset, length, is_data):
+                (payload if is_data else target).write_zeroes(offset, length)
             case Allocate(offset, length):
                 target.allocate(offset, length)
             case Move():

@@ -7,32 +7,39 @@ What must be refused is refused before the first change. With that change the di
 import numpy as np
 
 from cowtree import extents as ex
-from cowtree.chain import load
+from cowtree.chain import gate, load
 from cowtree.chain.view import Chain
-from cowtree.errors import MarkedCorrupt, Refused, UnknownFeature
+from cowtree.errors import MarkedCorrupt, Refused
+from cowtree.execute.bitmaps import BitmapWriter, Recorder
 from cowtree.execute.run import run
-from cowtree.extents import Ranges
+from cowtree.extents import Offsets, Ranges
 from cowtree.monitor import Monitor, Silent
-from cowtree.plan import commit, empty, put
+from cowtree.plan import commit, empty, pack, put, resize
 from cowtree.plan.put import Fates, Wish
 from cowtree.qcow2 import header as qcow2
-from cowtree.qcow2 import writes
+from cowtree.qcow2 import header_writes, writes
 from cowtree.qcow2.image import Image, Slice, check_layout
 from cowtree.qcow2.tables import Tables
 from cowtree.steps import Flush, Step, Truncate
+from cowtree.storage.contract import Storage
 
 
 class LayerWriter:
-    """Changes layer `index` of `chain`, whose file is open for writing."""
+    """Changes layer `index` of `chain`, whose file is open for writing. Unless it `records`, bitmaps are not told of
+    what is put: no guest has looked there yet.
+    """
 
-    def __init__(self, chain: Chain, index: int, monitor: Monitor | None = None) -> None:
+    def __init__(self, chain: Chain, index: int, monitor: Monitor | None = None, *, records: bool = True) -> None:
         self.chain = chain
         self.index = index
         self.monitor = monitor or Silent()
         self.file = chain.layers[index].file
+        self._disk_bytes = chain.layers[index].size_bytes
         self._has_begun = False
+        self._data_bytes = chain.layers[index].data_file.size_bytes
         if self.image is not None:
             refuse_what_we_cannot_write(self.image)
+        self._recorder = Recorder(self.image) if records and self.image is not None else None
 
     @property
     def image(self) -> Image | None:
@@ -41,8 +48,9 @@ class LayerWriter:
 
     def survey(self, wish: Wish, start: int, stop: int) -> int:
         """Look at all that `put` will rely on in the window [start, stop). Returns: the bytes that it will move.
-        Raises: BrokenTable when a table or a count of the layer is wrong.
+        Raises: BrokenTable when a table or a count of the layer is wrong, Locked and Refused when it is encrypted.
         """
+        refuse_plain_data(self.chain.layers[self.index])
         image = self.image
         if image is None:
             return put.needed(wish).of_kind(*ex.BYTES).total_bytes
@@ -55,6 +63,11 @@ class LayerWriter:
         """Put guest content of the window [start, stop) into the layer.
         Raises: what `survey` raises, before anything of this window is written.
         """
+        refuse_plain_data(self.chain.layers[self.index])
+        if self._recorder is not None:
+            # As QEMU has it, what was written is dirty; a larger disk reads as zeroes where it is new.
+            self._recorder.note(ex.clip(wish.wanted, 0, self._disk_bytes).ranges)
+            self._recorder.note(ex.clip(put.needed(wish), self._disk_bytes, stop).ranges)
         begin, image = self._begin()
         if image is None:
             self._run(put.into_raw(wish))
@@ -64,6 +77,21 @@ class LayerWriter:
             counts = load.load_counts(self.file, image, *put.demand(image, held, fates))
             steps, image = put.place(Slice(image, held, counts), fates, wish)
             self._run([*begin, *steps], image)
+
+    def put_packed(self, cluster: Offsets, packed: list[bytes]) -> None:
+        """Put compressed clusters into the layer, which must hold none of them alone. Raises: Refused, BrokenTable."""
+        begin, image = self._begin()
+        if image is None or self._recorder is None:
+            raise Refused(reason="Compression not supported for this file format")
+        if self.chain.layers[self.index].is_encrypted:
+            raise Refused(reason="Compression and encryption not supported at the same time")
+        bits = image.header.cluster_bits
+        held = load.load_tables(self.file, image, int(cluster[0]) << bits, (int(cluster[-1]) + 1) << bits)
+        fates = pack.decide(image, held, cluster)
+        counts = load.load_counts(self.file, image, *pack.demand(image, held, fates))
+        self._recorder.note(ex.merge_ranges(Ranges(cluster << bits, (cluster + 1) << bits)))
+        steps, image = pack.place(Slice(image, held, counts), fates, packed)
+        self._run([*begin, *steps], image)
 
     def _decide(self, image: Image, wish: Wish, start: int, stop: int) -> tuple[Tables, Fates]:
         held = load.load_tables(self.file, image, start, stop)
@@ -90,8 +118,50 @@ class LayerWriter:
         """Let the guest see a larger disk, once all that it will see there is durable."""
         begin, image = self._begin()
         if image is not None:
-            steps, image = writes.resize(image, size_bytes)
-            self._run([*begin, *steps], image)
+            self._disk_bytes = size_bytes
+            if (data := self._external()) is not None:
+                self._run_on_data([Truncate(max(size_bytes, data.size_bytes))], data)
+            self._run(begin, image)
+            self._resize(image, size_bytes)
+
+    def _resize(self, image: Image, size_bytes: int) -> None:
+        bitmaps = BitmapWriter(self.chain.layers[self.index], image)
+        steps, image = ([], bitmaps.image) if bitmaps.resize(size_bytes) else writes.resize(image, size_bytes)
+        self._run(steps, image)
+
+    def survey_cut(self, size_bytes: int) -> bool:
+        """Look at all that `shrink` will rely on. Returns: whether the layer holds something past this size.
+        Raises: BrokenTable.
+        """
+        image, found = self.image, False
+        for start, stop in resize.windows(image, size_bytes) if image is not None else ():
+            if image is not None:
+                held = load.load_tables(self.file, image, start, stop)
+                clusters, free_count = resize.demand(image, held, size_bytes)
+                counts = load.load_counts(self.file, image, clusters, free_count)
+                steps, _ = resize.cut(Slice(image, held, counts), size_bytes)
+                found = found or bool(steps)
+        return found
+
+    def shrink(self, size_bytes: int) -> None:
+        """Let the guest see a smaller disk; when that is durable, what lies past its end goes."""
+        begin, image = self._begin()
+        if image is None:
+            return
+        self._disk_bytes = size_bytes
+        self._run(begin, image)
+        self._resize(image, size_bytes)
+        for start, stop in resize.windows(image, size_bytes):
+            self._cut(size_bytes, start, stop)
+        if (data := self._external()) is not None:
+            self._run_on_data([Truncate(size_bytes)], data)
+
+    def _cut(self, size_bytes: int, start: int, stop: int) -> None:
+        image = self.image
+        if image is not None:
+            held = load.load_tables(self.file, image, start, stop)
+            counts = load.load_counts(self.file, image, *resize.demand(image, held, size_bytes))
+            self._run(*resize.cut(Slice(image, held, counts), size_bytes))
 
     def forget(self) -> None:
         """Let the layer hold nothing; its clusters stay counted."""
@@ -110,19 +180,28 @@ class LayerWriter:
         used = Ranges._make(np.concatenate(column) for column in zip(*runs, strict=True))
         self._run(empty.give_back(image, used), image)
 
+    def flush(self) -> None:
+        """Make durable what was put so far."""
+        self._run([Flush()])
+
     def finish(self) -> None:
         """Make everything durable and clear the dirty bit."""
+        self._trim()
+        self._keep_bitmaps()
         image = self.image
         if image is None:
             self._run([Flush()])
         elif self._has_begun or image.header.is_dirty:
             steps, image = writes.finish(image)
             self._run(steps, image)
+            self._has_begun = False
 
     def relink(self, backing: tuple[str, str] | None) -> None:
         """Finish, and make (file name, format) the backing file in the same write.
         Raises: what `survey_link` raises.
         """
+        self._trim()
+        self._keep_bitmaps()
         self._run(self._plan_link(backing))
 
     def survey_link(self, backing: tuple[str, str] | None) -> None:
@@ -133,12 +212,42 @@ class LayerWriter:
         image = self.image
         if image is None:
             raise Refused(reason=f"{self.file.path} is raw, and a raw image has no backing file")
-        return writes.relink(image, self.file.pread(0, image.geometry.cluster_size_bytes), backing)
+        if backing is not None and image.header.autoclear & qcow2.AUTOCLEAR_RAW_DATA:
+            reason = f"{image.path} has a data file that is read as raw, and nothing can show through that"
+            raise Refused(reason=reason)
+        return header_writes.relink(image, self.file.pread(0, image.geometry.cluster_size_bytes), backing)
+
+    def _keep_bitmaps(self) -> None:
+        """Write down what was written to the disk in the bitmaps that record it; then they are no more in use."""
+        if self._recorder is None or not (self._has_begun or self._recorder.has_noted):
+            return
+        begin, image = self._begin()
+        self._run(begin, image)
+        if image is not None:
+            bitmaps = BitmapWriter(self.chain.layers[self.index], image)
+            bitmaps.settle(self._recorder)
+            self._run([], bitmaps.image)
+
+    def _external(self) -> Storage | None:
+        """The external data file, if the layer has one."""
+        image = self.image
+        return self.chain.layers[self.index].data if image is not None and image.geometry.has_data_file else None
+
+    def _trim(self) -> None:
+        """Cut off what was written of the last cluster past the end of the disk: there an external data file ends."""
+        data = self._external()
+        if data is not None and self._has_begun and data.size_bytes > self._data_bytes:
+            self._run_on_data([Truncate(max(self._data_bytes, self._disk_bytes))], data)
+
+    def _run_on_data(self, steps: list[Step], data: Storage) -> None:
+        run([*steps, Flush()], data, self.chain, self.monitor)
 
     def _begin(self) -> tuple[list[Step], Image | None]:
         """What must be durable before the first change, and the image after it."""
         image = self.image
-        return ([], image) if image is None or self._has_begun else writes.begin(image)
+        if image is None or self._has_begun:
+            return [], image
+        return writes.begin(image) if self._recorder is not None else writes.begin_tables(image)
 
     def _run(self, steps: list[Step], image: Image | None = None) -> None:
         run(steps, self.file, self.chain, self.monitor, self.chain.layers[self.index].data_file)
@@ -148,17 +257,22 @@ class LayerWriter:
             self.chain = self.chain.with_image(self.index, image)
 
 
+def refuse_plain_data(layer: gate.Layer) -> None:
+    """Refuse guest data that would lie unencrypted among encrypted data.
+    Raises: Locked when there is no key, Refused when the encryption is of the old kind.
+    """
+    gate.refuse_encryption(layer)
+    if layer.guest_cipher:
+        reason = f"{layer.path} is encrypted in the old way (AES-CBC), which is read and no longer written"
+        raise Refused(reason=reason, hint="convert it to an image with encrypt.format=luks")
+
+
 def refuse_what_we_cannot_write(image: Image) -> None:
     """Refuse an image before a byte of it changes.
-    Raises: MarkedCorrupt, BrokenTable, UnknownFeature, Refused.
+    Raises: MarkedCorrupt, BrokenTable, Refused.
     """
-    header = image.header
-    if header.is_corrupt:
+    if image.header.is_corrupt:
         raise MarkedCorrupt(path=image.path)
     if len(image.snapshot_l1s) < len(image.snapshots):
         raise Refused(reason=f"{image.path}: there are too many snapshots to know what must not be overwritten")
     check_layout(image)
-    if image.geometry.has_subclusters:
-        raise UnknownFeature(path=image.path, features="extended L2 entries (cowtree reads them)")
-    if header.incompatible & qcow2.EXTERNAL_DATA_FILE:
-        raise UnknownFeature(path=image.path, features="external data file (cowtree reads it)")

@@ -8,8 +8,10 @@
 - Every failure of the system is `StorageFailed` with the path, the action and the reason.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
+
+from cowtree.errors import WrongUse
 
 Bytes = bytes | bytearray | memoryview
 
@@ -80,6 +82,10 @@ class Access:
 class FileSystem(Protocol):
     """Where files are opened, made, renamed and removed. Paths are absolute or relative to the process."""
 
+    @property
+    def follows_addresses(self) -> bool:
+        """Whether a name inside an image may be more than a path: only where the user answers for all images."""
+
     def open(self, path: str, access: str) -> Storage:
         """Open a file that is there.
         Raises: MissingImage when it cannot be opened, ImageLocked when its locks say no.
@@ -101,3 +107,13 @@ class FileSystem(Protocol):
 
     def sync_folder(self, path: str) -> None:
         """Make the names in this folder durable."""
+
+    def secret(self, name: str) -> bytes:
+        """The passphrase or key that images know by this name. Raises: WrongUse when there is none."""
+
+
+def find_secret(secrets: Mapping[str, bytes], name: str) -> bytes:
+    """The secret of this name. Raises: WrongUse when there is none; no message ever holds a secret."""
+    if name not in secrets:
+        raise WrongUse(reason=f"No secret with id '{name}'", hint=f"--object secret,id={name},file=PATH")
+    return secrets[name]

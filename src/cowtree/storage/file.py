@@ -7,12 +7,12 @@ the system's words. The standard library only, for `img info` passes through her
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from cowtree.errors import MissingImage, StorageFailed
 from cowtree.storage import locks
-from cowtree.storage.contract import Access, Bytes, Span, Storage
+from cowtree.storage.contract import Access, Bytes, Span, Storage, find_secret
 
 _VIEWS_PER_CALL = os.sysconf("SC_IOV_MAX")
 # A write of this size or more goes past the page cache: half of the time of a large merge is copying into it.
@@ -31,7 +31,17 @@ _KINDS = {
 
 
 class LocalFiles:
-    """The files of this machine. Holds nothing itself."""
+    """The files of this machine. Holds nothing itself but the secrets that open some of them, and whether addresses
+    inside images are followed.
+    """
+
+    def __init__(self, secrets: Mapping[str, bytes] | None = None, *, follows_addresses: bool = False) -> None:
+        self._secrets = secrets or {}
+        self.follows_addresses = follows_addresses
+
+    def secret(self, name: str) -> bytes:
+        """The passphrase or key of this name."""
+        return find_secret(self._secrets, name)
 
     def open(self, path: str, access: str) -> Storage:
         """Open a file that is there, under the locks of this access."""

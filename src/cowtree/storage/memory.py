@@ -12,7 +12,7 @@ from typing import Final
 
 from cowtree.errors import ImageLocked, MissingImage, StorageFailed
 from cowtree.storage import locks
-from cowtree.storage.contract import Access, Bytes, Span
+from cowtree.storage.contract import Access, Bytes, Span, find_secret
 
 PAGE_BYTES: Final = 4096
 _HOLE: Final = bytes(PAGE_BYTES)
@@ -131,7 +131,10 @@ class _Node:
 class MemoryFiles:
     """A world of files of its own. Every folder exists."""
 
+    follows_addresses = False
+
     def __init__(self, initial: Mapping[str, bytes] | None = None) -> None:
+        self.secrets: dict[str, bytes] = {}
         self._numbers = itertools.count(1)
         self._nodes: dict[str, _Node] = {}
         for path, data in (initial or {}).items():
@@ -150,7 +153,9 @@ class MemoryFiles:
 
     def copy(self) -> "MemoryFiles":
         """The same files in a world of their own, where nobody has any of them open."""
-        return MemoryFiles.of_pages(self.pages())
+        other = MemoryFiles.of_pages(self.pages())
+        other.secrets = self.secrets
+        return other
 
     def key(self) -> tuple[object, ...]:
         """Equal for worlds with the same names and bytes."""
@@ -199,6 +204,10 @@ class MemoryFiles:
 
     def sync_folder(self, path: str) -> None:
         """Do nothing: names here are as durable as all the rest."""
+
+    def secret(self, name: str) -> bytes:
+        """The passphrase or key of this name."""
+        return find_secret(self.secrets, name)
 
     def _new_node(self, pages: Pages) -> _Node:
         return _Node(next(self._numbers), pages)

@@ -11,6 +11,11 @@ class PassingFiles:
     def __init__(self, inner: FileSystem) -> None:
         self.inner = inner
 
+    @property
+    def follows_addresses(self) -> bool:
+        """Whether a name inside an image may be more than a path."""
+        return self.inner.follows_addresses
+
     def open(self, path: str, access: str) -> Storage:
         """Open a file that is there."""
         return self.inner.open(path, access)
@@ -34,6 +39,10 @@ class PassingFiles:
     def sync_folder(self, path: str) -> None:
         """Make the names in this folder durable."""
         self.inner.sync_folder(path)
+
+    def secret(self, name: str) -> bytes:
+        """The passphrase or key of this name."""
+        return self.inner.secret(name)
 
 
 class PassingFile:
