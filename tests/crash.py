@@ -50,8 +50,8 @@ class Trial:
     def __init__(self, initial: Mapping[str, bytes], operation: Operation, check: Check) -> None:
         self.initial = dict(initial)
         self.states: list[tuple[str, MemoryFiles]] = []
-        self._operation = operation
-        self._check = check
+        self.operation = operation
+        self.check = check
         self._judged: set[tuple[object, ...]] = set()
 
     def run(self, fault: Fault | None = None) -> Stopped:
@@ -61,7 +61,7 @@ class Trial:
         faulty = FaultyFiles(recording, fault)
         error: BaseException | None = None
         try:
-            self._operation(faulty)
+            self.operation(faulty)
         except (StorageFailed, Killed) as caught:
             error = caught
         assert not inner.held(), f"{fault}: still open: {inner.held()}"
@@ -75,18 +75,18 @@ class Trial:
         self._judged.add(key)
         self.states.append((how, files.copy()))
         try:
-            self._check(files.copy(), is_done)
+            self.check(files.copy(), is_done)
             if not is_done:
                 again = files.copy()
                 how += "\nand then it is run again"
-                self._operation(again)
-                self._check(again, True)
+                self.operation(again)
+                self.check(again, True)
         except Exception as error:
             raise AssertionError(how) from error
 
     def from_here(self, files: MemoryFiles) -> "Trial":
         """The same trial from another start, which a stop has left."""
-        return Trial(files.snapshot(), self._operation, self._check)
+        return Trial(files.snapshot(), self.operation, self.check)
 
     def sample(self, count: int, seed: int = 0) -> list[tuple[str, MemoryFiles]]:
         """Some of the states that were judged, for checks that take their time."""

@@ -86,7 +86,7 @@ def test_references_are_the_counts_of_a_sound_image(data: bytes):
     layer, image = opened(MemoryFiles({"disk": data}))
     count = Count(layer, image, lambda finding: None)
     count.count()
-    on_disk = OnDisk(layer.file, image, count.references.cluster_count)
+    on_disk = OnDisk(layer.file, image)
     assert all(
         not len(mismatch.cluster) and unreadable is None for mismatch, unreadable in on_disk.windows(count.references)
     )
@@ -103,7 +103,7 @@ def test_a_cluster_behind_the_end_has_a_count_if_its_block_has_one(data: bytes):
     changed = bytearray(data)
     changed[block + 2 * 2000 : block + 2 * 2000 + 4] = b"\0\1\0\2"
     layer, image = opened(MemoryFiles({"disk": bytes(changed)}))
-    on_disk = OnDisk(layer.file, image, len(data) // CLUSTER)
+    on_disk = OnDisk(layer.file, image)
     clusters = np.array([2000, 2001, 2002, 1 << 40])
     assert on_disk.once(clusters).tolist() == [True, False, False, False]
     assert on_disk.get(clusters).tolist() == [1, 2, 0, 0]
@@ -117,7 +117,7 @@ def test_counts_of_a_block_that_is_nowhere_are_not_known(data: bytes):
     layer, image = opened(MemoryFiles({"disk": bytes(changed)}))
     count = Count(layer, image, lambda finding: None)
     count.count()
-    on_disk = OnDisk(layer.file, image, count.references.cluster_count)
+    on_disk = OnDisk(layer.file, image)
     ((mismatch, unreadable),) = on_disk.windows(count.references)
     assert not len(mismatch.cluster)
     assert unreadable is not None

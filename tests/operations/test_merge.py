@@ -404,13 +404,13 @@ def test_a_snapshot_that_does_not_know_its_size_keeps_the_base_from_growing(tmp_
     assert base.read_bytes() == before
 
 
-def test_bitmaps_of_the_base_are_marked_inconsistent(tmp_path):
+def test_bitmaps_of_the_base_are_kept_right(tmp_path):
     base, top = stack(tmp_path)
     for words in (("--add", base, "active"), ("--add", "--disable", base, "frozen")):
         qemu_img("bitmap", *words)
     merge.commit(FILES, str(top))
     named = json.loads(qemu_img("info", "--output=json", base))["format-specific"]["data"]["bitmaps"]
-    assert {each["name"]: each["flags"] for each in named} == {"active": ["in-use", "auto"], "frozen": []}
+    assert {each["name"]: each["flags"] for each in named} == {"active": ["auto"], "frozen": []}
     assert_clean(base)
 
 

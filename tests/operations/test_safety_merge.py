@@ -4,6 +4,7 @@ The images are made by qemu-img and qemu-io, small enough to be tried hundreds o
 are written to disk for QEMU's own opinion.
 """
 
+import contextlib
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -56,13 +57,14 @@ def make(folder: Path, disks: Sequence[Disk]) -> dict[str, bytes]:
             words += ["-o", disk.options]
         if disk.backing:
             words += ["-b", disk.backing, "-F", disk.backing.rpartition(".")[2]]
-        path = folder / disk.name
-        qemu_img(*words, path, disk.size)
-        for command in disk.commands:
-            if command.startswith("snapshot "):
-                qemu_img("snapshot", "-c", command.removeprefix("snapshot "), path)
-            else:
-                qemu_io(path, command, image_format=disk.format)
+        # A data file is named as seen from here.
+        with contextlib.chdir(folder):
+            qemu_img(*words, disk.name, disk.size)
+            for command in disk.commands:
+                if command.startswith("snapshot "):
+                    qemu_img("snapshot", "-c", command.removeprefix("snapshot "), disk.name)
+                else:
+                    qemu_io(Path(disk.name), command, image_format=disk.format)
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
@@ -112,18 +114,23 @@ def ask_qemu(trial: Trial, folder: Path, changed: Sequence[str]) -> None:
         place.mkdir()
         for name, data in files.snapshot().items():
             (place / name).write_bytes(data)
-        images = [place / name for name in changed if name.endswith("qcow2")]
-        for image in images:
-            found = check_of(image)
-            assert not {"check-errors", "corruptions"} & {key for key in found if found[key]}, f"{how}\n{found}"
-        assert content(place / "top.qcow2") == view, how
-        before = [saved(image) for image in images]
-        offset = len(view) // 2 // 512 * 512
-        length = min(4096, len(view) - offset)
-        qemu_io(place / "top.qcow2", f"write -P 33 {offset} {length}", "write -P 34 0 512")
-        assert [saved(image) for image in images] == before, how
-        expected = patched(view, {offset: b"!" * length, 0: b'"' * 512})
-        assert content(place / "top.qcow2") == expected, how
+        with contextlib.chdir(place):
+            ask_qemu_here(view, how, [Path(name) for name in changed if name.endswith("qcow2")])
+
+
+def ask_qemu_here(view: bytes, how: str, images: list[Path]) -> None:
+    """Let QEMU look at the images of the current folder, and write to the top one."""
+    top = Path("top.qcow2")
+    for image in images:
+        found = check_of(image)
+        assert not {"check-errors", "corruptions"} & {key for key in found if found[key]}, f"{how}\n{found}"
+    assert content(top) == view, how
+    before = [saved(image) for image in images]
+    offset = len(view) // 2 // 512 * 512
+    length = min(4096, len(view) - offset)
+    qemu_io(top, f"write -P 33 {offset} {length}", "write -P 34 0 512")
+    assert [saved(image) for image in images] == before, how
+    assert content(top) == patched(view, {offset: b"!" * length, 0: b'"' * 512}), how
 
 
 def saved(image: Path) -> dict[str, bytes]:
@@ -142,9 +149,10 @@ def finish(trial: Trial, folder: Path, changed: Sequence[str]) -> None:
     ended = run_through(trial)
     for name, data in ended.files.snapshot().items():
         (folder / name).write_bytes(data)
-    for name in changed:
-        if name.endswith("qcow2"):
-            assert_clean(folder / name)
+    with contextlib.chdir(folder):
+        for name in changed:
+            if name.endswith("qcow2"):
+                assert_clean(Path(name))
     ask_qemu(trial, folder, changed)
 
 

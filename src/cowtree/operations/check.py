@@ -16,17 +16,23 @@ from typing import Final, NamedTuple, NoReturn
 import numpy as np
 
 from cowtree.chain import gate
+from cowtree.chain.address import parse
 from cowtree.chain.gate import Layer
-from cowtree.chain.lists import SNAPSHOT_BYTES_MAX
+from cowtree.chain.view import Chain
 from cowtree.errors import BrokenTable
+from cowtree.execute.run import run
 from cowtree.execute.writer import refuse_what_we_cannot_write
+from cowtree.monitor import Silent
+from cowtree.operations import snapshot_table
 from cowtree.operations.count import IO_ERROR, Count, OnDisk, Stopped, Tell
 from cowtree.operations.mend import Mender, active_windows
-from cowtree.qcow2 import bitmaps, snapshots, tables
+from cowtree.operations.snapshot_table import FILE_TOO_LARGE
+from cowtree.qcow2 import bitmaps, tables, writes
 from cowtree.qcow2 import check as rules
 from cowtree.qcow2 import header as qcow2
 from cowtree.qcow2.check import Counted, References, Statistics
 from cowtree.qcow2.findings import (
+    BLOCK_OUTSIDE,
     CORRUPTION,
     CORRUPTION_FIXED,
     INTERNAL,
@@ -38,7 +44,6 @@ from cowtree.qcow2.findings import (
 )
 from cowtree.qcow2.header import Header
 from cowtree.qcow2.image import Image, check_layout
-from cowtree.qcow2.snapshots import SNAPSHOT, Snapshot
 from cowtree.storage.contract import Access, FileSystem
 
 NOTHING: Final = "nothing"
@@ -47,7 +52,6 @@ ALL: Final = "all"
 
 # QEMU counts clusters in 31 bits here.
 CLUSTER_COUNT_MAX: Final = (1 << 31) - 1
-FILE_TOO_LARGE: Final = "File too large"
 
 
 class Report(NamedTuple):
@@ -82,22 +86,47 @@ class Report(NamedTuple):
         return self.failure is None and not any(wrong)
 
 
-def open_to_check(files: FileSystem, path: str, image_format: str | None = None, access: str = Access.READ) -> Layer:
+def open_to_check(files: FileSystem, name: str, image_format: str | None = None, access: str = Access.READ) -> Layer:
     """Open one image alone whose tables may lie anywhere; its data file, if it has one, stays closed.
     Raises: what opening raises, and what `header.parse_fields` raises.
     """
-    if image_format not in (None, gate.QCOW2):
-        return gate.open_layer(files, path, image_format, access)
+    address = parse(name)
+    path, image_format = address.path, image_format or address.format
+    if image_format not in (None, gate.QCOW2) or address.inner:
+        return gate.open_layer(files, name, image_format, access)
     file = files.open(path, access)
     try:
-        if image_format is None and gate.probe(file) == gate.RAW:
-            return Layer(path, gate.RAW, file, file.size_bytes, None, None, True)
+        if image_format is None and (found := gate.probe(file)) != gate.QCOW2:
+            return Layer(path, found, file, file.size_bytes, None, None, True, address=address)
         data = file.pread(0, qcow2.first_cluster_bytes(file.pread(0, 24)))
         header = qcow2.parse_fields(path, data, file.size_bytes)
-        return Layer(path, gate.QCOW2, file, header.size_bytes, header, None, image_format is None)
+        address.check(gate.QCOW2)
+        return Layer(path, gate.QCOW2, file, header.size_bytes, header, None, image_format is None, address=address)
     except BaseException:
         file.close()
         raise
+
+
+def check_bitmaps(layer: Layer, header: Header) -> None:
+    """Look whether the persistent bitmaps could be loaded, as QEMU does before it checks anything.
+    Raises: BrokenTable.
+    """
+    directory = bitmaps.directory(layer.path, header)
+    if directory is None:
+        return
+    data = layer.file.pread(directory.offset, directory.length_bytes)
+    for each in bitmaps.parse(layer.path, header, data, directory.bitmap_count):
+        reason = ""
+        if each.extra_data:
+            reason = "Bitmap extra data is not supported"
+        elif each.flags & bitmaps.EXTRA_DATA_COMPATIBLE:
+            reason = f"Bitmap '{each.name}' doesn't satisfy the constraints"
+        elif not each.is_in_use:
+            table = tables.decode_words(layer.file.pread(each.table_offset, each.table_entry_count * 8))
+            if rules.wrong_bitmap_entries(header.geometry, table).any():
+                reason = f"Could not read bitmap_table table from image for bitmap '{each.name}': Invalid argument"
+        if reason:
+            raise BrokenTable(path=layer.path, reason=reason)
 
 
 def check(layer: Layer, repair: str = NOTHING, tell: Tell = lambda finding: None) -> Report | None:
@@ -106,13 +135,13 @@ def check(layer: Layer, repair: str = NOTHING, tell: Tell = lambda finding: None
     """
     if layer.header is None:
         return None
-    run = _Run(layer, layer.header, tell)
+    checking = _Run(layer, layer.header, tell)
     failure = None
     try:
-        run.check(repair)
+        checking.check(repair)
     except Stopped as stopped:
         failure = str(stopped)
-    return run.report(failure)
+    return checking.report(failure)
 
 
 def repair_counts(layer: Layer, image: Image) -> Image:
@@ -121,19 +150,19 @@ def repair_counts(layer: Layer, image: Image) -> Image:
     Raises: BrokenTable when the image is damaged in any other way; then nothing is written.
     """
     refuse_what_we_cannot_write(image)
-    run = Count(layer, image, _refuse(image.path))
-    run.count()
-    shared = rules.data_in_tables(image.metadata_clusters(), run.use, run.references)
+    count = Count(layer, image, refuse_damage(image.path))
+    count.count()
+    shared = rules.data_in_tables(image.metadata_clusters(), count.use, count.references)
     if len(shared):
         reason = f"guest data lies in host cluster {shared[0]}, which holds a table"
         raise BrokenTable(path=image.path, reason=reason)
-    mender = Mender(layer, image, run.references)
+    mender = Mender(layer, image, count.references)
     mender.mend()
     mender.finish(all_is_right=False)
     return mender.image
 
 
-def _refuse(path: str) -> Tell:
+def refuse_damage(path: str) -> Tell:
     """Whoever is told of damage refuses to go on."""
 
     def tell(finding: Finding) -> None:
@@ -151,30 +180,33 @@ class _Run:
         self._layer, self._header = layer, header
         self._tell = tell
         self._sums: Counter[str] = Counter()
+        self._snapshot_sums: Counter[str] = Counter()
         self._statistics = Statistics()
         self._image_end_bytes = 0
-        self._incomplete_count = 0
 
     def check(self, repair: str) -> None:
         """Check, and repair. Raises: Stopped."""
-        image = self._load()
-        count = Count(self._layer, image, self._say)
+        found = self._read_snapshots(repair)
+        image = self._load(found)
+        count = Count(self._layer, image, self._say, mends=repair == ALL)
         if count.references.cluster_count > CLUSTER_COUNT_MAX:
             self._stop("ERROR the file has too many clusters", FILE_TOO_LARGE)
         count.count()
         self._statistics = count.statistics
         before = self._sums.copy()
-        on_disk = OnDisk(self._layer.file, image, count.references.cluster_count)
+        on_disk = OnDisk(self._layer.file, image)
         is_lost = self._compare(on_disk, count.references)
         self._image_end_bytes = on_disk.used_end << self._header.cluster_bits
         if repair == NOTHING:
             self._say_all(self._wrong_flags(image, on_disk))
             return
         if repair == ALL:
-            self._check_tables(image, anew=count.must_rebuild)
+            self._check_tables(image, count)
         elif is_lost or count.blocks.is_broken:
             self._stop("ERROR need to rebuild refcount structures", IO_ERROR)
-        if self._sums[CORRUPTION] or self._sums[LEAK]:
+        if repair == ALL and (is_lost or count.must_rebuild):
+            self._say_rebuilt(count, before)
+        elif self._sums[CORRUPTION] or self._sums[LEAK]:
             # What was said of the counts so far is repaired now, and said again.
             self._sums = before
             self._compare(on_disk, count.references, repair)
@@ -182,14 +214,15 @@ class _Run:
 
     def report(self, failure: str | None) -> Report:
         """What was found."""
+        sums = self._sums + self._snapshot_sums
         size_bytes = self._header.size_bytes // rules.SECTOR_BYTES * rules.SECTOR_BYTES
         return Report(
             failure=failure,
-            internal_error_count=self._sums[INTERNAL],
-            corruption_count=self._sums[CORRUPTION],
-            leak_count=self._sums[LEAK],
-            corruption_fixed_count=self._sums[CORRUPTION_FIXED],
-            leak_fixed_count=self._sums[LEAK_FIXED],
+            internal_error_count=sums[INTERNAL],
+            corruption_count=sums[CORRUPTION],
+            leak_count=sums[LEAK],
+            corruption_fixed_count=sums[CORRUPTION_FIXED],
+            leak_fixed_count=sums[LEAK_FIXED],
             image_end_bytes=self._image_end_bytes,
             total_cluster_count=self._header.geometry.cluster_count(size_bytes),
             allocated_cluster_count=self._statistics.allocated,
@@ -210,32 +243,42 @@ class _Run:
         self._say(remark(INTERNAL, sentence))
         raise Stopped(failure)
 
-    def _load(self) -> Image:
+    def _read_snapshots(self, repair: str) -> snapshot_table.Found:
+        """The snapshot table, and what is wrong with it. A repair lets the header count no more than it may at once,
+        for what comes later relies on that; the rest of the table is written anew at its end.
+        """
+        header, mends = self._header, repair == ALL
+        found = snapshot_table.read(self._layer, header, mends=mends)
+        if found.failure is not None:
+            sentence, advice, failure = found.failure
+            self._say(remark(INTERNAL, f"qemu-img: {sentence}"))
+            if advice:
+                self._say(remark(REMARK, advice))
+            raise Stopped(failure)
+        for sentence in found.remarks:
+            self._say(remark(REMARK, sentence))
+        self._snapshot_sums[CORRUPTION] += found.cut_count
+        if found.dropped_count:
+            self._snapshot_sums[CORRUPTION_FIXED] += found.dropped_count
+            self._header = header._replace(snapshot_count=len(found.snapshots))
+            run(writes.switch(self._header), self._layer.file, Chain((), ()), Silent())
+        for index, each in enumerate(found.snapshots):
+            # Source: qcow2 specification, "Snapshots": version 3 demands the 64-bit state size and the disk size.
+            if header.version >= 3 and not each.has_size:
+                verb = "Repairing" if mends else "ERROR"
+                self._tell(remark(CORRUPTION, f"{verb} snapshot table entry {index} is incomplete"))
+                self._snapshot_sums[CORRUPTION] += 1
+        return found
+
+    def _load(self, found: snapshot_table.Found) -> Image:
         """The image, its tables wherever they lie; what is past the end of the file reads as zeroes."""
         path, header, file = self._layer.path, self._header, self._layer.file
         l1 = tables.decode_words(file.pread(header.l1_table_offset, header.l1_entry_count * 8))
         length = header.refcount_table_cluster_count << header.cluster_bits
         refcount_table = tables.decode_words(file.pread(header.refcount_table_offset, length))
-        found, table_bytes = self._load_snapshots()
         directory = bitmaps.directory(path, header)
-        return Image(path, header, l1, refcount_table, found, table_bytes, (), directory, (), file.size_bytes)
-
-    def _load_snapshots(self) -> tuple[tuple[Snapshot, ...], int]:
-        header, file = self._header, self._layer.file
-        room = max(file.size_bytes - header.snapshot_table_offset, 0)
-        length = min(room, snapshots.TABLE_BYTES_MAX, header.snapshot_count * SNAPSHOT_BYTES_MAX)
-        past_end = bytes(SNAPSHOT.size_bytes * header.snapshot_count + SNAPSHOT_BYTES_MAX)
-        data = file.pread(header.snapshot_table_offset, length) + past_end
-        try:
-            found, table_bytes = snapshots.parse_entries(self._layer.path, header, data)
-        except BrokenTable as error:
-            self._stop(f"ERROR failed to read the snapshot table: {error.reason}", FILE_TOO_LARGE)
-        for index, each in enumerate(found):
-            # Source: qcow2 specification, "Snapshots": version 3 demands the 64-bit state size and the disk size.
-            if header.version >= 3 and len(each.extra_data) < 16:
-                self._say(remark(CORRUPTION, f"ERROR snapshot table entry {index} is incomplete"))
-                self._incomplete_count += 1
-        return found, table_bytes
+        listed = found.snapshots, found.length_bytes
+        return Image(path, header, l1, refcount_table, *listed, (), directory, (), file.size_bytes)
 
     def _compare(self, on_disk: OnDisk, references: References, repair: str = NOTHING) -> bool:
         """Say which counts are wrong. Returns: whether something in use is counted as free."""
@@ -257,40 +300,50 @@ class _Run:
             rows, columns = np.nonzero(wrong)
             yield rules.flag_findings(geometry, held.entries[rows, columns], times[rows], counted)
 
-    def _check_tables(self, image: Image, *, anew: bool) -> None:
+    def _check_tables(self, image: Image, count: Count) -> None:
         """Go no further when a repair could write into the wrong table."""
-        if anew:
+        header = image.header
+        if count.must_rebuild:
             header = image.header._replace(refcount_table_cluster_count=0)
-            image = image._replace(header=header, refcount_table=image.refcount_table[:0])
+            image = image._replace(refcount_table=image.refcount_table[:0])
         # Only what a repair writes to matters; nothing is written to the tables of snapshots and bitmaps.
-        image = image._replace(snapshots=(), snapshot_table_bytes=0, directory=None)
+        image = image._replace(header=header, snapshots=(), snapshot_table_bytes=0, directory=None)
         try:
             check_layout(image)
         except BrokenTable as error:
             self._stop(f"ERROR {error.reason}", IO_ERROR)
+        uses = count.references.uses(count.misplaced.offset >> header.cluster_bits)
+        if (uses.astype(np.int64) != count.misplaced.times).any():
+            self._stop("ERROR: Overlap check failed", IO_ERROR)
+
+    def _say_rebuilt(self, count: Count, before: Counter[str]) -> None:
+        """Say that all counts are right from here on, and what was wrong with them is repaired."""
+        blocks = sum(each.error_count for each in count.blocks.findings if each.kind is not BLOCK_OUTSIDE)
+        left = before[CORRUPTION] - blocks
+        self._sums[CORRUPTION_FIXED] += self._sums[CORRUPTION] - left
+        self._sums[LEAK_FIXED] += self._sums[LEAK]
+        self._sums[CORRUPTION], self._sums[LEAK] = left, 0
+        self._say(remark(REMARK, "Rebuilding refcount structure"))
 
     def _free_leaks(self, count: Count) -> None:
         image = count.image
         table = rules.readable_blocks(image.geometry, image.refcount_table, image.file_size_bytes)
         mender = Mender(self._layer, image._replace(refcount_table=table), count.references)
         mender.lower_counts()
-        # Short snapshot table entries do not make counts doubtful.
+        # What is wrong with the snapshot table does not make counts doubtful.
         wrong_count = self._sums[INTERNAL] + self._sums[CORRUPTION] + self._sums[LEAK]
-        if wrong_count == self._incomplete_count:
+        if not wrong_count:
             self._say_all(mender.mend_flags(sets=False) + mender.mend_flags(sets=True))
         else:
-            on_disk = OnDisk(self._layer.file, mender.image, count.references.cluster_count)
-            for _ in on_disk.windows(count.references):
-                pass
+            on_disk = OnDisk(self._layer.file, mender.image)
             self._say_all(self._wrong_flags(mender.image, on_disk))
-        mender.finish(all_is_right=not wrong_count)
+        mender.finish(all_is_right=not wrong_count and not self._snapshot_sums[CORRUPTION])
 
     def _mend_all(self, count: Count) -> None:
         mender = Mender(self._layer, count.image, count.references)
-        if count.must_rebuild:
-            mended = sum(each.error_count for each in count.blocks.findings)
-            self._sums[CORRUPTION] -= mended
-            self._sums[CORRUPTION_FIXED] += mended
-            self._say(remark(REMARK, "Rebuilding refcount structure"))
+        mender.clear_misplaced(count.misplaced)
         self._say_all(mender.mend(anew=count.must_rebuild))
+        if self._snapshot_sums[CORRUPTION]:
+            mender.replace_snapshots(count.image.snapshots)
+            self._snapshot_sums[CORRUPTION_FIXED] += self._snapshot_sums.pop(CORRUPTION)
         mender.finish(all_is_right=not (self._sums[INTERNAL] or self._sums[CORRUPTION]))

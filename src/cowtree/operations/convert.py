@@ -5,7 +5,6 @@ zeroes and written, the next one is read. Pages that are zeroes leave holes. An 
 clusters were allocated beforehand, is filled in place, in the order that keeps it valid.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -15,37 +14,41 @@ import numpy as np
 
 from cowtree import extents as ex
 from cowtree.chain import gate, load
-from cowtree.chain.view import ALIGNMENT_BYTES, Chain, open_chain, resolve, through_snapshot, windows
+from cowtree.chain.view import Chain, open_chain, through_snapshot
 from cowtree.errors import Refused, WrongUse
 from cowtree.execute.compare import differing
 from cowtree.execute.copier import write_pieces
 from cowtree.execute.read import Page, ahead, pages
 from cowtree.execute.run import run
-from cowtree.execute.writer import LayerWriter
 from cowtree.extents import Extents, Mask, Offsets, Ranges
+from cowtree.luks.volume import AES
 from cowtree.monitor import Monitor, Silent
-from cowtree.operations import map as mapping
+from cowtree.operations import bitmap
 from cowtree.operations.create import NEW_MODE, OVERLAY_MODE, new_file, write_new
-from cowtree.operations.merge import Tally, trusted
+from cowtree.operations.encryption import furnish
+from cowtree.operations.joined import CELL_BYTES_MAX, NO_CHAIN, Grain, Joined, grain_of
+from cowtree.operations.merge import Tally
+from cowtree.operations.overwrite import Fit, overwrite
 from cowtree.plan import convert as plan
 from cowtree.plan.convert import Filled
 from cowtree.plan.create import OFF, NewImage, raw_steps
-from cowtree.plan.put import Wish
 from cowtree.qcow2.compression import deflate
 from cowtree.qcow2.geometry import round_up
 from cowtree.qcow2.tables import COPIED, Entries, encode_words
 from cowtree.storage.contract import Access, FileSystem, Storage
+from cowtree.storage.encrypted import EncryptedFile, EncryptedVolume, SectorCipher
+from cowtree.units import SECTOR_BYTES
 
-# Runs of zeroes are looked for in cells of this size, or of the sparse size when that is smaller.
-CELL_BYTES_MAX: Final = 4096
 THREAD_COUNT: Final = 2
-NO_CHAIN: Final = Chain((), ())
 
 
 class Manner(NamedTuple):
     """How an image is converted. `sparse_bytes` is how long a run of zeroes must be to become a hole; 0 writes all of
     the disk out. `access` is how the sources are opened. `snapshot` names an internal snapshot of the first source, as
     `through_snapshot` takes it; without it the disk of now is converted. `mode` are a new file's permission bits.
+    `span` says which bytes of a single source are converted; without it all of them are. Persistent bitmaps are copied
+    too if that is said; broken ones are then refused, or else left out. `is_target_zero` is the caller's word that a
+    disk which is written over shows zeroes.
     """
 
     is_compressed: bool = False
@@ -53,47 +56,13 @@ class Manner(NamedTuple):
     access: str = Access.READ
     snapshot: Sequence[tuple[str | None, str | None]] = ()
     mode: int | None = None
+    span: tuple[int, int] | None = None
+    copies_bitmaps: bool = False
+    skips_broken_bitmaps: bool = False
+    is_target_zero: bool = False
 
 
 DEFAULT_MANNER: Final = Manner()
-
-
-class Joined:
-    """Disks one behind the other, as one chain whose layers know where their disk begins."""
-
-    def __init__(self, chains: Sequence[Chain]) -> None:
-        self._parts: list[tuple[Chain, int, int]] = []
-        self._hollow = [mapping.hollow_layers(chain) for chain in chains]
-        layers: list[gate.Layer] = []
-        self.size_bytes = 0
-        for chain in chains:
-            self._parts.append((chain, self.size_bytes, len(layers)))
-            layers += [layer._replace(origin=self.size_bytes) for layer in chain.layers]
-            self.size_bytes += chain.size_bytes
-        self.chain = Chain(tuple(layers), tuple(image for chain in chains for image in chain.images))
-
-    def data(self, start: int, stop: int) -> Extents:
-        """Where the joined disk holds data, between two of its offsets."""
-        found = []
-        for (chain, origin, first_layer), hollow in zip(self._parts, self._hollow, strict=True):
-            low, high = max(start - origin, 0), min(stop - origin, chain.size_bytes)
-            if low < high:
-                seen = mapping.data(chain, low, high, hollow)
-                layer = (seen.layer + first_layer).astype(np.int16)
-                found.append(seen._replace(start=seen.start + origin, layer=layer))
-        return ex.concatenate(found)
-
-    def windows(self, beside: Chain = NO_CHAIN) -> Iterator[tuple[int, int]]:
-        """Windows of the joined disk; `beside` is a chain that is looked at in the same windows."""
-        borders = {round_up(stop, ALIGNMENT_BYTES) for _, stop in windows(beside, self.size_bytes)}
-        for chain, origin, _ in self._parts:
-            borders.update(round_up(origin + stop, ALIGNMENT_BYTES) for _, stop in windows(chain, chain.size_bytes))
-        start = 0
-        for border in sorted(borders):
-            stop = min(border, self.size_bytes)
-            if start < stop:
-                yield start, stop
-            start = stop
 
 
 @contextmanager
@@ -105,7 +74,15 @@ def _open_sources(files: FileSystem, sources: Sequence[tuple[str, str | None]], 
             stack.callback(chains[-1].close)
         if manner.snapshot:
             chains[0] = through_snapshot(chains[0], manner.snapshot)
-        yield Joined(chains)
+        if manner.copies_bitmaps:
+            bitmap.refuse_copy(chains[0].top, chains[0].images[0], skips_broken=manner.skips_broken_bitmaps)
+        yield Joined(chains, manner.span)
+
+
+def _copy_bitmaps(source: Chain, target: Chain) -> None:
+    image, own = source.images[0], target.images[0]
+    if image is not None and own is not None:
+        bitmap.copy((source.top, image), (target.top, own))
 
 
 def convert(
@@ -120,32 +97,27 @@ def convert(
     Raises: WrongUse, Refused, ImageLocked, and what opening, reading and writing raise; then the target is as it was.
     """
     _check(sources, new, manner)
-    tally = Tally(monitor)
+    tally, new = Tally(monitor), furnish(files, new)
     with ExitStack() as stack:
         source = stack.enter_context(_open_sources(files, sources, manner))
-        new = new._replace(size_bytes=source.size_bytes)
+        new = new._replace(size_bytes=round_up(source.size_bytes, SECTOR_BYTES))
         backing = NO_CHAIN
         if new.backing_file is not None:
-            path = gate.resolve_name(new.path, new.backing_file)
+            path = gate.locate(new.path, new.backing_file)
             backing = open_chain(files, path, new.backing_format, manner.access)
             stack.callback(backing.close)
         mode = manner.mode
         if mode is None:
             mode = NEW_MODE if new.backing_file is None else OVERLAY_MODE
         file = stack.enter_context(new_file(files, new.path, mode))
+        data = None
         if new.data_file is not None:
             # It gets its name first, so that the image never names a file that is not there.
             data = stack.enter_context(new_file(files, gate.data_file_path(new.path, new.data_file), mode))
             run(raw_steps(new.size_bytes, new.preallocation), data, NO_CHAIN, tally)
-            _write_out(source, backing, _with_data_file(file, data, new, manner), tally)
-        elif new.format == gate.RAW:
-            write_new(file, new)
-            _write_out(source, backing, _Raw(file, manner), tally)
-        elif new.preallocation == OFF:
-            _write_out(source, backing, _Qcow2(file, new, manner), tally)
-        else:
-            write_new(file, new)
-            _fill(_alone(file, new), source, manner, tally)
+        _write_new(source, backing, _Files(file, data, _cipher_of(new)), (new, manner), tally)
+        if manner.copies_bitmaps:
+            _copy_bitmaps(source.chain, _alone(_Files(file), new))
         return tally.moved_bytes
 
 
@@ -160,8 +132,6 @@ def convert_into(
     Returns: how many bytes of guest data were moved.
     Raises: Refused when the target is too small, and what opening, reading and writing raise.
     """
-    if manner.is_compressed:
-        raise Refused(reason="Compressed clusters cannot be written over an image that is there", hint="leave out -n")
     tally = Tally(monitor)
     with ExitStack() as stack:
         source = stack.enter_context(_open_sources(files, sources, manner))
@@ -169,7 +139,14 @@ def convert_into(
         stack.callback(chain.close)
         if chain.size_bytes < source.size_bytes:
             raise Refused(reason="output file is smaller than input file", hint="make it larger, or leave out -n")
-        _fill(chain, source, manner, tally, hides=True)
+        if manner.copies_bitmaps:
+            bitmap.refuse_target(chain.top.format, chain.top.header.version if chain.top.header else 0)
+        if manner.is_compressed and chain.top.header is None:
+            raise WrongUse(reason="Compression not supported for this file format")
+        fit = Fit(manner.sparse_bytes, hides=not manner.is_target_zero, is_compressed=manner.is_compressed)
+        chain = overwrite(chain, source, fit, tally)
+        if manner.copies_bitmaps:
+            _copy_bitmaps(source.chain, chain)
         return tally.moved_bytes
 
 
@@ -180,20 +157,53 @@ def _check(sources: Sequence[tuple[str, str | None]], new: NewImage, manner: Man
     if len(sources) > 1 and new.backing_file is not None:
         reason = "Having a backing file for the target makes no sense when concatenating multiple input images"
         raise WrongUse(reason=reason)
-    if manner.is_compressed and new.format == gate.RAW:
+    if manner.copies_bitmaps:
+        if len(sources) > 1:
+            raise Refused(reason="Copying bitmaps only possible with single source")
+        bitmap.refuse_target(new.format, new.version)
+    if manner.is_compressed and new.format != gate.QCOW2:
         raise WrongUse(reason="Compression not supported for this file format")
-    if manner.is_compressed and new.preallocation != OFF:
+    if manner.is_compressed and new.encryption is not None:
+        raise WrongUse(reason="Compression and encryption not supported at the same time")
+    if new.encryption is not None and new.encryption.format == AES:
+        reason = "an image that is encrypted in the old way (AES-CBC) is read and no longer written"
+        raise WrongUse(reason=reason, hint="encrypt.format=luks")
+    if manner.is_compressed and new.preallocation != OFF and not new.is_data_file_raw:
         raise WrongUse(reason="Compression and preallocation not supported at the same time")
-    if manner.is_compressed and new.data_file is not None:
-        raise WrongUse(reason="Compressed clusters cannot lie in an external data file")
-    if new.format == gate.QCOW2 and new.preallocation != OFF and (new.backing_file or new.has_subclusters):
-        raise WrongUse(reason="Preallocation cannot be used together with a backing file or extended L2 entries here")
+    if new.preallocation != OFF and new.backing_file is not None and not new.has_subclusters:
+        reason = "Backing file and preallocation can only be used at the same time if extended_l2 is on"
+        raise WrongUse(reason=reason)
 
 
-def _alone(file: Storage, new: NewImage) -> Chain:
+class _Files(NamedTuple):
+    """What a new image is written to: its file, its data file if it has one, and what encrypts its guest data."""
+
+    file: Storage
+    data: Storage | None = None
+    cipher: SectorCipher | None = None
+
+    @property
+    def payload(self) -> Storage:
+        """Where guest data goes."""
+        inner = self.data or self.file
+        return EncryptedFile(inner, self.cipher) if self.cipher else inner
+
+
+def _cipher_of(new: NewImage) -> SectorCipher | None:
+    wanted = new.encryption
+    if wanted is None:
+        return None
+    from cowtree.luks.ciphers import SectorCipher as Ciphers  # noqa: PLC0415 # for encrypted images alone
+
+    return Ciphers(wanted.suite, wanted.key)
+
+
+def _alone(files: _Files, new: NewImage) -> Chain:
     """The new image that was written to a file which has no name yet."""
-    header = gate.read_header(new.path, file)
-    layer = gate.Layer(new.path, gate.QCOW2, file, header.size_bytes, header, None, was_probed=False)
+    header = gate.read_header(new.path, files.file)
+    data = files.payload if files.data or files.cipher else None
+    layer = gate.Layer(new.path, gate.QCOW2, files.file, header.size_bytes, header, data, was_probed=False)
+    layer = layer._replace(is_unlocked=files.cipher is not None)
     return Chain((layer,), (load.load_image(layer),))
 
 
@@ -201,37 +211,13 @@ class _Target(Protocol):
     """A new image. Pages come in guest order, each of whole units."""
 
     unit_bytes: int
-    grain: "_Grain"
+    grain: Grain
 
     def put(self, page: Page, used: Mask) -> None:
         """Write the page; `used` says which of its cells are more than zeroes."""
 
     def finish(self) -> None:
         """Complete the file; it is not durable yet."""
-
-
-class _Grain(NamedTuple):
-    """How finely zeroes are looked for: in cells, and a run of them becomes a hole when it is `hole_bytes` long."""
-
-    cell_bytes: int
-    hole_bytes: int
-
-    def used(self, page: Page) -> Mask:
-        """Which cells of a page must be written."""
-        cells = np.frombuffer(page.data, np.uint64).reshape(-1, self.cell_bytes // 8)
-        used: Mask = np.logical_or.reduce(cells, axis=1) if self.hole_bytes else np.ones(len(cells), np.bool_)
-        return used
-
-    def solid(self, page: Page, used: Mask) -> Ranges:
-        """The guest ranges of a page that must be written, short runs of zeroes among them."""
-        start = page.guest_offset(np.flatnonzero(used) * self.cell_bytes)
-        reach = max(self.hole_bytes, 1) - 1
-        close = ex.merge_ranges(Ranges(start, start + self.cell_bytes + reach))
-        return ex.intersect(close._replace(stop=close.stop - reach), page.ranges)
-
-
-def _grain(manner: Manner, unit_bytes: int) -> _Grain:
-    return _Grain(min(math.gcd(manner.sparse_bytes, CELL_BYTES_MAX), unit_bytes), manner.sparse_bytes)
 
 
 def _write_out(source: Joined, backing: Chain, target: _Target, tally: Tally) -> None:
@@ -255,7 +241,7 @@ class _Raw:
 
     def __init__(self, file: Storage, manner: Manner) -> None:
         self.unit_bytes = CELL_BYTES_MAX
-        self.grain = _grain(manner, self.unit_bytes)
+        self.grain = grain_of(manner.sparse_bytes, self.unit_bytes)
         self._file = file
 
     def put(self, page: Page, used: Mask) -> None:
@@ -272,15 +258,17 @@ class _Raw:
 class _Qcow2:
     """A qcow2 image whose clusters are taken as they are needed; `data` is its data file, perhaps an external one."""
 
-    def __init__(self, file: Storage, new: NewImage, manner: Manner, data: Storage | None = None) -> None:
+    def __init__(self, files: _Files, new: NewImage, manner: Manner) -> None:
         self._header, self._layout = plan.begin(new)
         self.unit_bytes = new.geometry.cluster_size_bytes
-        self.grain = _grain(manner, self.unit_bytes)
-        self._file, self._data = file, data or file
-        self._is_external, self._is_compressed = data is not None, manner.is_compressed
+        self.grain = grain_of(manner.sparse_bytes, self.unit_bytes)
+        self._file, self._data, self._is_encrypted = files.file, files.payload, files.cipher is not None
+        self._is_external, self._is_compressed = files.data is not None, manner.is_compressed
         self._hides = new.backing_file is not None
         self._l1 = np.zeros(self._header.l1_entry_count, np.uint64)
         self._shared: list[Offsets] = []
+        if new.encryption and self._header.encryption_header:
+            self._file.pwrite(self._header.encryption_header[0], new.encryption.header)
 
     def put(self, page: Page, used: Mask) -> None:
         """Give clusters their places, write what they hold, and enter them; a cluster of zeroes needs an entry only to
@@ -295,7 +283,7 @@ class _Qcow2:
         if self._is_compressed:
             words = self._put_packed(page, position[is_data])
         else:
-            words = self._put_plain(page, cluster[is_data], self.grain.solid(page, used))
+            words = self._put_plain(page, cluster[is_data], self._solid(page, used))
         entered, all_words = cluster[is_data], words
         if self._hides:
             all_words = plan.zero_words(geometry, len(cluster))
@@ -303,6 +291,10 @@ class _Qcow2:
         if len(entered):
             filled, self._layout = plan.enter(self._layout, entered, all_words)
             self._write_tables(filled)
+
+    def _solid(self, page: Page, used: Mask) -> Ranges:
+        """What is written of the clusters that hold something: a hole in them would not read as zeroes decrypted."""
+        return page.ranges if self._is_encrypted else self.grain.solid(page, used)
 
     def _put_plain(self, page: Page, cluster: Offsets, solid: Ranges) -> Entries:
         bits = self._layout.geometry.cluster_bits
@@ -316,6 +308,9 @@ class _Qcow2:
         return plan.data_words(self._layout.geometry, host)
 
     def _put_packed(self, page: Page, position: Offsets) -> Entries:
+        if self._is_external and len(position):
+            reason = f"error while writing at byte {page.guest_offset(position[:1])[0]}: Operation not supported"
+            raise Refused(reason=reason, hint="the same without -c, or without data_file")
         plain = [page.data[start : start + self.unit_bytes] for start in position.tolist()]
         with ThreadPoolExecutor(THREAD_COUNT) as threads:
             packed = list(threads.map(self._deflate, plain))
@@ -350,40 +345,29 @@ class _Qcow2:
             self._data.truncate(self._header.size_bytes)
 
 
-def _with_data_file(file: Storage, data: Storage, new: NewImage, manner: Manner) -> _Target:
-    if new.preallocation == OFF:
-        return _Qcow2(file, new, manner, data)
-    write_new(file, new)
-    return _Raw(data, manner)
-
-
-def _fill(target: Chain, source: Joined, manner: Manner, tally: Tally, *, hides: bool = False) -> None:
-    """Write the sources over the start of a disk; `hides` says that it may show something where they show zeroes."""
-    count = len(target.layers)
-    both = Chain(target.layers + source.chain.layers, target.images + source.chain.images)
-    writer = LayerWriter(trusted(both, 0), 0, tally)
-    grain = _grain(manner, CELL_BYTES_MAX)
-    for start, end in source.windows(target):
-        seen = source.data(start, end)
-        wanted = ex.cut(seen, _find_solid(source, seen, grain))
-        tally.expect(wanted.total_bytes)
-        wanted = wanted._replace(layer=(wanted.layer + count).astype(np.int16))
-        if hides:
-            wanted = ex.over(wanted, ex.single(start, end, ex.ZERO))
-        # The last cluster may reach past the end of the sources.
-        stop = min(round_up(end, ALIGNMENT_BYTES), target.size_bytes)
-        shown = resolve(writer.chain, start, stop, last=count)
-        writer.put(Wish(wanted, shown, shown, count > 1), start, stop)
-    writer.finish()
-
-
-def _find_solid(source: Joined, seen: Extents, grain: _Grain) -> Ranges:
-    """The parts of the data that are more than zeroes; all of it is read."""
-    if not grain.hole_bytes:
-        return ex.merge_ranges(seen.ranges)
-    cell = grain.cell_bytes
-    where = ex.merge_ranges(Ranges(seen.start // cell * cell, -(-seen.stop // cell) * cell))
-    found = [grain.solid(page, grain.used(page)) for page in ahead(pages(source.chain, seen, where))]
-    if not found:
-        return ex.one_range(0, 0)
-    return ex.merge_ranges(Ranges._make(np.concatenate(column) for column in zip(*found, strict=True)))
+def _write_new(
+    source: Joined,
+    backing: Chain,
+    files: _Files,
+    what: tuple[NewImage, Manner],
+    tally: Tally,
+) -> None:
+    """Write the new image to its file, and to its data file if it has one."""
+    new, manner = what
+    if new.format == gate.QCOW2 and (new.preallocation == OFF or manner.is_compressed):
+        _write_out(source, backing, _Qcow2(files, new, manner), tally)
+        return
+    write_new(files.file, new)
+    if new.format == gate.LUKS and new.encryption and files.cipher:
+        volume = EncryptedVolume(files.file, files.cipher, new.encryption.header_bytes)
+        _write_out(source, backing, _Raw(volume, manner._replace(sparse_bytes=0)), tally)
+        return
+    is_plain = files.cipher is None
+    if new.format == gate.RAW or (files.data is not None and not new.has_subclusters and is_plain):
+        _write_out(source, backing, _Raw(files.payload, manner), tally)
+        return
+    alone = _alone(files, new)
+    target = Chain((*alone.layers, *backing.layers), (*alone.images, *backing.images))
+    # What was never encrypted does not read as zeroes.
+    hides = bool(backing.layers) or not is_plain
+    overwrite(target, source, Fit(manner.sparse_bytes, hides, backing=backing), tally)

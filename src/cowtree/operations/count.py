@@ -13,7 +13,7 @@ from cowtree.operations.mend import COUNTS_PER_WINDOW, WORDS_PER_WINDOW, load_ro
 from cowtree.qcow2 import bitmaps, findings, snapshots, tables
 from cowtree.qcow2 import check as rules
 from cowtree.qcow2.bitmaps import Bitmap
-from cowtree.qcow2.check import Mismatch, References, Statistics
+from cowtree.qcow2.check import Mismatch, References, Statistics, TableUse
 from cowtree.qcow2.findings import CORRUPTION, INTERNAL, Finding, at, remark
 from cowtree.qcow2.geometry import L1_BYTES_MAX, ceil_div
 from cowtree.qcow2.header import Header
@@ -34,7 +34,7 @@ class Stopped(Exception):
 class Count:
     """Counts every reference of one image, and tells what is wrong with the tables on the way."""
 
-    def __init__(self, layer: Layer, image: Image, tell: Tell) -> None:
+    def __init__(self, layer: Layer, image: Image, tell: Tell, *, mends: bool = False) -> None:
         self.file: Storage = layer.file
         self.image = image
         self.geometry = image.geometry
@@ -42,7 +42,10 @@ class Count:
         self.use = rules.no_tables()
         self.statistics = Statistics()
         self.blocks = rules.BlockFindings((), False)
+        # L2 tables with zero clusters that are not aligned, which are mended later, and how often each is used.
+        self.misplaced = rules.no_tables()
         self._tell = tell
+        self._mends = mends
 
     def count(self) -> None:
         """Count everything. Raises: Stopped."""
@@ -66,13 +69,16 @@ class Count:
         self._use_bitmaps()
         self.blocks = rules.check_refcount_table(self.geometry, self.image.refcount_table, self.references)
         for finding in self.blocks.findings:
-            self._tell(finding)
+            self._tell(finding.mended() if self._mends and finding.kind is findings.BLOCK_OUTSIDE else finding)
         self._tell(self.references.overflows())
 
     @property
     def must_rebuild(self) -> bool:
         """Whether the refcount table and its blocks cannot be mended where they are."""
-        return self.blocks.is_broken or bool(self.blocks.findings)
+        header = self.image.header
+        length = header.refcount_table_cluster_count << header.cluster_bits
+        is_inside = length > 0 and self.references.holds(header.refcount_table_offset, length)
+        return self.blocks.is_broken or bool(self.blocks.findings) or not is_inside
 
     def _use_region(self, offset: int, length: int, tell: Tell | None = None) -> None:
         finding = self.references.use_region(offset, length)
@@ -129,9 +135,19 @@ class Count:
             use = self.use.take(np.arange(start, min(start + step, last)))
             use = use.take(use.offset < self.references.file_size_bytes)
             held = load_rows(self.file, self.image, np.arange(len(use.offset)), use.offset)
-            self.statistics = self.statistics.plus(rules.statistics(self.geometry, held, use.active_times))
-            for finding in rules.check_l2(self.geometry, held, use.times, self.references):
+            mends = self._mends and not (use.offset % self.geometry.cluster_size_bytes).any()
+            for finding in rules.check_l2(self.geometry, held, use.times, self.references, mends=mends):
                 self._tell(finding)
+            if mends:
+                held = self._without_misplaced(held, use)
+            self.statistics = self.statistics.plus(rules.statistics(self.geometry, held, use.active_times))
+
+    def _without_misplaced(self, held: tables.Tables, use: TableUse) -> tables.Tables:
+        which = rules.unaligned_zeroes(self.geometry, held)
+        found = use.take(np.flatnonzero(which.any(axis=1)))
+        columns = zip(self.misplaced, found, strict=True)
+        self.misplaced = TableUse._make(np.concatenate(column) for column in columns)
+        return rules.without_host(self.geometry, held, which)
 
     def _use_bitmaps(self) -> None:
         directory = self.image.directory
@@ -176,13 +192,12 @@ def _say_wrong_l1(header: Header, snapshot: Snapshot) -> str:
 class OnDisk:
     """The counts as the image has them now."""
 
-    def __init__(self, file: Storage, image: Image, cluster_count: int) -> None:
+    def __init__(self, file: Storage, image: Image) -> None:
         self._file = file
         table = rules.readable_blocks(image.geometry, image.refcount_table, image.file_size_bytes)
         self._image = image._replace(refcount_table=table)
         self._per_block = image.geometry.refcount_block_entry_count
         self._is_unreadable = rules.unreadable_blocks(image.geometry, image.refcount_table)
-        self._once = np.zeros(cluster_count, bool)
         self.used_end = 1
 
     def windows(self, references: References) -> Iterator[tuple[Mismatch, Finding | None]]:
@@ -191,8 +206,11 @@ class OnDisk:
         for first in range(0, ceil_div(references.cluster_count, self._per_block), step):
             start = first * self._per_block
             stop = min((first + step) * self._per_block, references.cluster_count)
+            # In a huge file there are holes of billions of clusters.
+            is_counted = self._image.refcount_table[first : first + step].any() or self._is_unreadable.any()
+            if not is_counted and not references.counts[start:stop].any():
+                continue
             counted = self._read(first, first + step)[: stop - start]
-            self._once[start:stop] = counted == 1
             seen = (counted != 0) | (references.counts[start:stop] != 0)
             mismatch, unreadable = rules.compare(start, counted, references), None
             if self._is_unreadable.any():
@@ -222,18 +240,21 @@ class OnDisk:
 
     def once(self, clusters: Offsets) -> Mask:
         """Which clusters are counted once."""
-        inside = clusters < len(self._once)
-        once = np.zeros(clusters.shape, bool)
-        once[inside] = self._once[clusters[inside]]
-        # Blocks may count clusters behind the end of the file.
-        once[~inside] = self.get(clusters[~inside]) == 1
+        once: Mask = self.get(clusters.ravel()).reshape(clusters.shape) == 1
         return once
 
     def get(self, clusters: Offsets) -> NDArray[np.unsignedinteger]:
-        """The counts of a few clusters."""
+        """The counts of some clusters, wherever they are; 0 where there is no block."""
         counts = np.zeros(len(clusters), np.uint64)
-        block = clusters // self._per_block
-        for index in np.unique(block[block < len(self._is_unreadable)]).tolist():
-            here = block == index
-            counts[here] = self._read(index, index + 1)[clusters[here] % self._per_block]
+        order = np.argsort(clusters, kind="stable")
+        block, place = np.divmod(clusters[order], self._per_block)
+        wanted = np.unique(block[block < len(self._is_unreadable)])
+        wanted = wanted[self._image.refcount_table[wanted] != 0]
+        step = max(COUNTS_PER_WINDOW // self._per_block, 1)
+        for first in range(0, len(wanted), step):
+            found = load.read_blocks(self._file, self._image, wanted[first : first + step])
+            start, stop = np.searchsorted(block, [found.block_index[0], found.block_index[-1] + 1])
+            row = np.searchsorted(found.block_index, block[start:stop])
+            here = found.block_index[np.minimum(row, len(found.block_index) - 1)] == block[start:stop]
+            counts[order[start:stop][here]] = found.counts[row[here], place[start:stop][here]]
         return counts

@@ -17,6 +17,7 @@ from cowtree.chain.view import Chain
 from cowtree.errors import MissingImage, Refused, StorageFailed
 from cowtree.execute.run import run
 from cowtree.monitor import Silent
+from cowtree.operations.encryption import furnish
 from cowtree.plan.create import NewImage, create_steps, raw_steps
 from cowtree.storage.contract import Access, FileSystem, Storage
 
@@ -30,6 +31,7 @@ def create(files: FileSystem, new: NewImage, mode: int = NEW_MODE) -> None:
     """Make an empty image, in one step as seen from outside; an existing file is replaced.
     Raises: WrongUse, Refused, StorageFailed, ImageLocked when somebody has the file open or is making it too.
     """
+    new = furnish(files, new)
     steps = create_steps(new)
     with new_file(files, new.path, mode) as file:
         run(steps, file, Chain((), ()), Silent())

@@ -7,7 +7,8 @@
     a hole of a raw file           yes      yes    -      yes
     nothing, and nothing is below  -        yes    -      -
 
-Depth counts from the top. Where a backing file ends before its overlay, the overlay answers.
+Where the formats of other hypervisors keep what they hold is not said: no offset. Depth counts from the top. Where a
+backing file ends before its overlay, the overlay answers.
 """
 
 import os
@@ -23,6 +24,7 @@ from cowtree.chain.gate import Layer
 from cowtree.chain.view import Chain, resolve, windows
 from cowtree.extents import Extents, Mask, Offsets, Ranges
 from cowtree.qcow2.image import Image
+from cowtree.storage import foreign
 from cowtree.units import SECTOR_BYTES
 
 PRESENT: Final = 1
@@ -84,11 +86,12 @@ def map_chain(chain: Chain, start: int = 0, max_length: int | None = None) -> It
         yield Entry(start, 0, 0, present=False, zero=False, data=False, offset=None)
         return
     hollow = hollow_layers(chain)
+    has_place = np.array([layer.format not in foreign.FORMATS and not layer.is_encrypted for layer in chain.layers])
     waiting: _Rows | None = None
     for begin, end in windows(chain, size_bytes):
         if end <= start:
             continue
-        rows = _rows(states(chain, max(begin, start), end, hollow))
+        rows = _rows(states(chain, max(begin, start), end, hollow), has_place)
         if waiting is not None:
             rows = _Rows._make(np.concatenate(column) for column in zip(*[waiting, rows], strict=True))
         rows = _join(rows)
@@ -122,8 +125,9 @@ def _resolve(chain: Chain, start: int, stop: int, hollow: list[int]) -> Extents:
     return seen
 
 
-def _rows(seen: Extents) -> _Rows:
-    flags = _FLAGS[seen.kind]
+def _rows(seen: Extents, has_place: Mask) -> _Rows:
+    """`has_place` says of which layers it is known where in their files the data is. Shapes: (layer_count,)."""
+    flags = _FLAGS[seen.kind] & np.where(has_place[seen.layer], 0xFF, 0xFF ^ OFFSET).astype(np.uint8)
     # Past the end of a short layer the one above it answers.
     depth = seen.layer - (seen.kind == ex.TAIL)
     return _Rows(seen.start, seen.length, depth, flags, np.where(flags & OFFSET, seen.host_offset, 0))

@@ -20,13 +20,16 @@ from cowtree.chain.view import Chain
 from cowtree.execute.run import run
 from cowtree.extents import Offsets
 from cowtree.monitor import Silent
+from cowtree.plan import snapshot as plan
 from cowtree.plan.commit import no_slice
 from cowtree.qcow2 import check, mend, tables, writes
-from cowtree.qcow2.check import Counted, References
+from cowtree.qcow2.check import Counted, References, TableUse
 from cowtree.qcow2.findings import Finding
+from cowtree.qcow2.geometry import ceil_div
 from cowtree.qcow2.image import Image
+from cowtree.qcow2.snapshots import Snapshot
 from cowtree.qcow2.tables import COPIED, Tables
-from cowtree.steps import Flush, Step
+from cowtree.steps import Flush, Step, Write
 from cowtree.storage.contract import Storage
 
 COUNTS_PER_WINDOW: Final = 1 << 18
@@ -56,7 +59,7 @@ def active_windows(file: Storage, image: Image, counted: Counted) -> Iterator[Wi
 def load_rows(file: Storage, image: Image, index: Offsets, offset: Offsets) -> Tables:
     """Read L2 tables, wherever they lie; what is past the end of the file reads as zeroes."""
     data = load.read_clusters(file, image.geometry, offset)
-    return tables.decode(image.geometry, index, offset, bytes(data))
+    return tables.decode(image.geometry, index, offset, data)
 
 
 class Mender:
@@ -73,13 +76,39 @@ class Mender:
         Returns: what to say about the flags.
         Raises: StorageFailed, Refused.
         """
-        said = self.mend_flags(sets=False)
         new = mend.with_blocks(self.image, self._references, anew=anew)
+        said = self.mend_flags(sets=False)
         if not anew:
             self._change_counts(raises=True)
         self._add_blocks(new, anew=anew)
         self.lower_counts()
         return [*said, *self.mend_flags(sets=True)]
+
+    def clear_misplaced(self, use: TableUse) -> None:
+        """Take the host cluster from zero clusters where it is not aligned, in these L2 tables."""
+        geometry = self.image.geometry
+        step = max(WORDS_PER_WINDOW * 8 // geometry.cluster_size_bytes, 1)
+        for first in range(0, len(use.offset), step):
+            offset = use.offset[first : first + step]
+            held = load_rows(self._file, self.image, np.arange(len(offset)), offset)
+            which = check.unaligned_zeroes(geometry, held)
+            self._run(writes.entry_writes(held, check.without_host(geometry, held, which)), self.image)
+
+    def replace_snapshots(self, found: tuple[Snapshot, ...]) -> None:
+        """Write the snapshot table anew, with all that its entries must say, and free the old one.
+        Raises: StorageFailed, Refused.
+        """
+        old, data = self.image, plan.packed(self.image, found)
+        bits = old.header.cluster_bits
+        # Counted before it is written, written before the header names it.
+        offset = self._references.take_run(ceil_div(len(data), 1 << bits)) << bits if data else 0
+        self.mend()
+        self._begin()
+        self._run([*([Write(offset, data)] if data else []), Flush()], self.image)
+        changed = plan.with_snapshots(self.image, found, offset, len(data))
+        self._run(writes.switch(changed.header), changed)
+        self._references.give_back_region(old.header.snapshot_table_offset, old.snapshot_table_bytes)
+        self.lower_counts()
 
     def lower_counts(self) -> None:
         """Free what nothing uses."""

@@ -138,7 +138,7 @@ def _open_for_writing(files: FileSystem, stack: ExitStack, chain: Chain, index: 
     """The same chain with one layer open for writing, which must be fit for it. The old handle is closed."""
     old = chain.layers[index]
     old.close()
-    layer = gate.open_layer(files, old.path, old.format, Access.WRITE)
+    layer = gate.open_layer(files, old.name, old.format, Access.WRITE)
     stack.callback(layer.close)
     chain = chain.with_layer(index, layer).with_image(index, load_image(layer))
     LayerWriter(chain, index)  # refuses what it could not write later
@@ -238,7 +238,7 @@ def _empty_top(chain: Chain) -> None:
     writer = LayerWriter(chain, 0)
     writer.forget()
     if writer.image is not None:
-        writer = LayerWriter(chain.with_image(0, repair_counts(chain.top, writer.image)), 0)
+        writer.chain = chain.with_image(0, repair_counts(chain.top, writer.image))
     writer.give_back()
     writer.finish()
 
@@ -306,7 +306,7 @@ def rebase(
 
 def _open_backing(files: FileSystem, chain: Chain, name: str, backing_format: str | None) -> Chain:
     try:
-        new = open_chain(files, gate.resolve_name(chain.top.path, name), backing_format)
+        new = open_chain(files, gate.locate(chain.top.path, name), backing_format)
     except ImageLocked as error:
         # It may be we who hold it.
         if gate.is_same(files, error.facts["path"], chain.top.path):

@@ -1,0 +1,41 @@
+"""Amendments of whole images in memory."""
+
+from pathlib import Path
+
+import pytest
+
+from cowtree.errors import Refused, WrongUse
+from cowtree.operations.amend import amend
+from cowtree.plan.amend import Asked
+from cowtree.storage.memory import MemoryFiles
+from tests.crash import assert_sound, guest_view
+from tests.operations.test_safety_amend import IMAGE, make
+
+
+def test_all_widths_lead_to_each_other(tmp_path: Path) -> None:
+    files = MemoryFiles(make(tmp_path, "cluster_size=512", "plain"))
+    before = guest_view(files, IMAGE)
+    for order in (0, 6, 1, 5, 2, 3, 4):
+        amend(files, IMAGE, asked=Asked(refcount_order=order))
+        assert_sound(files, IMAGE, is_done=True)
+        assert guest_view(files, IMAGE) == before
+
+
+def test_what_is_so_already_changes_no_byte(tmp_path: Path) -> None:
+    initial = make(tmp_path, "cluster_size=4k", "backed")
+    files = MemoryFiles(initial)
+    amend(files, IMAGE, asked=Asked(version=3, refcount_order=4, lazy_refcounts=False))
+    assert files.snapshot() == initial
+
+
+def test_a_count_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    initial = make(tmp_path, "cluster_size=4k", "snapshots")
+    files = MemoryFiles(initial)
+    with pytest.raises(Refused, match="Cannot decrease refcount entry width to 1 bits: Cluster at offset 0x"):
+        amend(files, IMAGE, asked=Asked(version=3, refcount_order=0, lazy_refcounts=True))
+    assert files.snapshot() == initial
+
+
+def test_a_raw_image_has_nothing_to_amend() -> None:
+    with pytest.raises(WrongUse, match="Format driver 'raw' does not support option amendment"):
+        amend(MemoryFiles({"raw": bytes(512)}), "raw", "raw", asked=Asked(version=3))

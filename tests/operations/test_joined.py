@@ -1,0 +1,34 @@
+"""Owns the proof that joined disks are read as one, and a span of one as a disk of its own."""
+
+from cowtree import extents as ex
+from cowtree.chain.view import open_chain
+from cowtree.execute.read import pages
+from cowtree.operations.joined import Joined, find_solid, grain_of
+from tests.pictures import CLUSTER_BYTES, family
+
+
+def shown(joined: Joined) -> bytes:
+    """All bytes of the joined disk."""
+    seen = joined.data(0, joined.size_bytes)
+    return b"".join(bytes(page.data) for page in pages(joined.chain, seen, ex.one_range(0, joined.size_bytes)))
+
+
+def test_disks_lie_one_behind_the_other():
+    made = family("A-", "-b")
+    joined = Joined([open_chain(made.files, made.top, access="shared") for _ in range(2)])
+    assert shown(joined) == (b"A" * CLUSTER_BYTES + b"B" * CLUSTER_BYTES) * 2
+    assert list(joined.windows()) == [(0, 4 * CLUSTER_BYTES)]
+
+
+def test_a_span_is_a_disk_of_its_own():
+    made = family("AbC-")
+    joined = Joined([open_chain(made.files, made.top)], (500, 1600))
+    assert shown(joined) == b"A" * 12 + b"B" * 512 + b"C" * 512 + bytes(64)
+    assert list(joined.windows()) == [(0, 1100)]
+
+
+def test_solid_parts_are_more_than_zeroes():
+    made = family("A0oB")
+    joined = Joined([open_chain(made.files, made.top)])
+    seen = joined.data(0, joined.size_bytes)
+    assert find_solid(joined, seen, grain_of(512, 4096)).total_bytes == 2 * CLUSTER_BYTES

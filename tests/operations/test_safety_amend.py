@@ -1,0 +1,86 @@
+"""Images amended, stopped everywhere: the guest and every snapshot see the same, and a second run ends it."""
+
+from pathlib import Path
+
+import pytest
+
+from cowtree.chain import gate
+from cowtree.operations.amend import amend
+from cowtree.plan.amend import Asked
+from cowtree.storage.contract import FileSystem
+from cowtree.storage.memory import MemoryFiles
+from tests.crash import Trial, assert_sound, guest_view, patched, snapshot_views, stop_everywhere, write_more
+from tests.qemu import qemu_img, qemu_io
+
+IMAGE, BASE = "top.qcow2", "base.qcow2"
+CASES = {
+    "up": ("cluster_size=4k,compat=0.10", Asked(version=3, lazy_refcounts=True), "plain"),
+    "up with snapshots": ("cluster_size=4k,compat=0.10", Asked(version=3, refcount_order=3), "snapshots"),
+    "down": ("cluster_size=4k", Asked(version=2), "plain"),
+    "down and backed": ("cluster_size=4k", Asked(version=2), "backed"),
+    "down with snapshots": ("cluster_size=4k,refcount_bits=8", Asked(version=2, refcount_order=4), "snapshots"),
+    "one bit": ("cluster_size=512", Asked(refcount_order=0), "backed"),
+    "64 bits": ("cluster_size=512", Asked(refcount_order=6), "snapshots"),
+    "lazy": ("cluster_size=4k", Asked(lazy_refcounts=True), "plain"),
+    "not lazy": ("cluster_size=4k,lazy_refcounts=on", Asked(lazy_refcounts=False), "plain"),
+    "the same backing file": ("cluster_size=4k", Asked(backing_file=BASE, backing_format="qcow2"), "backed"),
+    "larger": ("cluster_size=4k", Asked(size_bytes=200 << 10, refcount_order=5), "plain"),
+}
+
+
+def make(folder: Path, options: str, kind: str) -> dict[str, bytes]:
+    """Make an image with data, zero clusters with and without a host cluster, and holes."""
+    base, image = folder / BASE, folder / IMAGE
+    backing = []
+    if kind == "backed":
+        qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", base, "96k")
+        qemu_io(base, "write -P 66 0 96k")
+        backing = ["-b", BASE, "-F", "qcow2"]
+    qemu_img("create", "-q", "-f", "qcow2", "-o", options, *backing, image, "96k")
+    qemu_io(image, "write -P 65 0 20k", "write -P 67 50k 9k", "write -z 8k 4k", "write -zu 28k 8k")
+    if kind == "snapshots":
+        qemu_img("snapshot", "-c", "before", image)
+        qemu_io(image, "write -P 68 4k 12k", "write -zu 52k 4k")
+    return {path.name: path.read_bytes() for path in (base, image) if path.exists()}
+
+
+def trial_of(initial: dict[str, bytes], asked: Asked) -> Trial:
+    """A trial of one amendment."""
+    before, snapshots = guest_view(MemoryFiles(initial), IMAGE), snapshot_views(MemoryFiles(initial), IMAGE)
+
+    def operation(files: FileSystem) -> None:
+        amend(files, IMAGE, asked=asked)
+
+    def check(files: MemoryFiles, is_done: bool) -> None:
+        assert_sound(files, IMAGE, is_done=is_done)
+        seen = guest_view(files, IMAGE)
+        assert seen[: len(before)] == before
+        assert not any(seen[len(before) :])
+        assert snapshot_views(files, IMAGE) == snapshots
+        if is_done:
+            assert len(seen) == (asked.size_bytes or len(before))
+            assert_amended(files, asked)
+        patches = {700: b"!" * 5000, 50000: b"?" * 9000}
+        write_more(files, IMAGE, patches)
+        assert guest_view(files, IMAGE) == patched(seen, patches)
+        assert snapshot_views(files, IMAGE) == snapshots
+
+    return Trial(initial, operation, check)
+
+
+def assert_amended(files: FileSystem, asked: Asked) -> None:
+    """Fail unless the header says what was asked."""
+    layer = gate.open_layer(files, IMAGE, gate.QCOW2)
+    layer.close()
+    header = layer.header
+    assert header is not None
+    assert header.version == (asked.version or header.version)
+    assert asked.refcount_order in (None, header.refcount_order)
+    assert asked.lazy_refcounts in (None, bool(header.compatible & 1))
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow
+def test_an_amendment_can_be_stopped_anywhere(tmp_path: Path, name: str) -> None:
+    options, asked, kind = CASES[name]
+    stop_everywhere(trial_of(make(tmp_path, options, kind), asked))
