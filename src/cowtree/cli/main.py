@@ -22,6 +22,8 @@ BROKEN_PIPE_STATUS = 141
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command. `words` are the program's name and its arguments. Returns: the exit status."""
     _prepare_streams()
+    # Nothing here multiplies matrices; the threads that numpy's library starts for it would double its start-up.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     name, *rest = sys.argv if words is None else words
     if os.path.basename(name) == QEMU_IMG:
         return _guard(QEMU_IMG, lambda: _img(rest, QEMU_IMG))

@@ -4,10 +4,9 @@ import argparse
 import sys
 from collections.abc import Iterable, Iterator
 
-from cowtree.chain.gate import FORMATS
 from cowtree.cli.img.command import HELP, Command, Option, usage
 from cowtree.cli.img.main import COMMANDS, find
-from cowtree.cli.img.options import Known, known_options
+from cowtree.cli.img.options import KNOWN_FORMATS, Known, known_options
 from cowtree.cli.verbs import make_parser
 from cowtree.errors import CowtreeError
 
@@ -34,7 +33,7 @@ def reference() -> str:
     """The whole page."""
     parts = [INTRODUCTION, *_verbs(make_parser())]
     parts += [_img(find(name)) for name in COMMANDS]
-    parts += [_format_options(image_format) for image_format in FORMATS]
+    parts += [_format_options(image_format) for image_format in KNOWN_FORMATS]
     return "\n".join([*parts, STATUSES, _table(("status", "meaning"), _statuses())])
 
 

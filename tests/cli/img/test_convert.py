@@ -166,15 +166,6 @@ def test_a_snapshot_has_the_size_that_the_disk_had_then(tmp_path: Path):
     assert (tmp_path / "out").read_bytes() == b"\1" * (1 << 20)
 
 
-def test_bitmaps_are_never_lost_quietly(tmp_path: Path):
-    qemu_img("create", "-q", "-f", "qcow2", tmp_path / "image", "1M")
-    qemu_img("bitmap", "--add", tmp_path / "image", "backup")
-    result = run_cowtree(tmp_path, "convert", "--bitmaps", "-O", "qcow2", "image", "out")
-    assert result.status == 1
-    assert result.stderr.startswith("qemu-img: image has the bitmap 'backup', and cowtree copies none. Try: ")
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_new_file_is_as_private_as_its_maker_wants(tmp_path: Path):
     qemu_img("create", "-q", "-f", "qcow2", tmp_path / "image", "1M")
     before = os.umask(0o077)

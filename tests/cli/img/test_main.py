@@ -40,7 +40,7 @@ def test_help_names_every_subcommand(capsys: pytest.CaptureFixture[str], words: 
     assert main(["qemu-img", *words]) == 0
     printed = capsys.readouterr().out
     assert all(f"\n  {name} " in printed for name in COMMANDS)
-    assert printed.endswith("Supported formats: qcow2 raw\n")
+    assert printed.endswith("Supported formats: luks qcow2 raw vdi vhdx vmdk vpc\n")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -4,6 +4,7 @@ import pytest
 
 from cowtree.cli.img.options import Settings, new_image, option_help
 from cowtree.errors import WrongUse
+from cowtree.luks.volume import Encryption
 from cowtree.plan.create import NewImage
 from cowtree.qcow2.header import ZSTD
 from tests.qemu import run
@@ -70,10 +71,17 @@ def test_a_value_that_makes_no_sense_is_refused_when_it_is_read(text: str, reaso
         Settings("qcow2", text)
 
 
-@pytest.mark.parametrize("text", ["encryption=on", "encrypt.format=luks,encrypt.key-secret=s", "encrypt.format=aes"])
-def test_an_encrypted_image_is_not_made(text: str):
-    with pytest.raises(WrongUse, match=r"encrypted.* Try: "):
+@pytest.mark.parametrize("text", ["encryption=on", "encrypt.format=luks", "encrypt.format=aes"])
+def test_an_encrypted_image_needs_a_passphrase(text: str):
+    with pytest.raises(WrongUse, match=r"'encrypt.key-secret' is required for cipher. Try: "):
         image(text)
+
+
+def test_an_encrypted_image_carries_how_it_is_encrypted():
+    assert image("encryption=off").encryption is None
+    assert image("encrypt.format=luks,encrypt.key-secret=s").encryption == Encryption("luks", "s")
+    assert image("encryption=on,encrypt.key-secret=s").encryption == Encryption("aes", "s")
+    assert image("key-secret=s,size=1", "luks") == NewImage("disk", "luks", 512, encryption=Encryption("luks", "s"))
 
 
 def test_a_format_that_nobody_can_write_is_refused():

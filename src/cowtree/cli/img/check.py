@@ -23,14 +23,13 @@ from cowtree.cli.img.command import (
     want_json,
     want_names,
 )
-from cowtree.cli.img.source import access_of, check_cache_modes, source_of
+from cowtree.cli.img.source import access_of, check_cache_modes, files_of, source_of
 from cowtree.errors import ChainError
-from cowtree.operations.check import ALL, LEAKS, NOTHING, Report, check, open_to_check
+from cowtree.operations.check import ALL, LEAKS, NOTHING, Report, check, check_bitmaps, open_to_check
 from cowtree.qcow2 import header as qcow2
 from cowtree.qcow2.findings import Finding
 from cowtree.qcow2.header import Header
 from cowtree.storage.contract import Access, FileSystem
-from cowtree.storage.file import LocalFiles
 
 REPAIR = Option(("-r", "--repair"), "repair `leaks` only, or `all` that is wrong", "WHAT")
 FAILED_STATUS, DAMAGED_STATUS, LEAKS_STATUS, NO_CHECKS_STATUS = 1, 2, 3, 63
@@ -44,13 +43,14 @@ def run(given: Given) -> int:
     (name,) = want_names(given, 1, "Expecting one image file name")
     is_json = want_json(given)
     check_cache_modes(given)
-    files, source = LocalFiles(), source_of(given, name)
+    files, source = files_of(given), source_of(given, name)
     if repair != NOTHING and given.has("-U"):
         raise ChainError(path=name, reason="force-share=on can only be used with read-only images", hint="without -U")
     layer = open_to_check(files, *source, access_of(given) if repair == NOTHING else Access.WRITE)
     try:
         if layer.header is not None:
             _open_others(files, layer, layer.header, access_of(given))
+            check_bitmaps(layer, layer.header)
         return _check(given, layer, repair, is_json=is_json)
     finally:
         layer.close()
@@ -62,11 +62,11 @@ def _open_others(files: FileSystem, layer: Layer, header: Header, access: str) -
     """
 
     def opener(files: FileSystem, path: str, image_format: str | None, access: str) -> Layer:
-        return layer if path == layer.path else gate.open_layer(files, path, image_format, access)
+        return layer if path == layer.name else gate.open_layer(files, path, image_format, access)
 
     if header.data_file is not None:
         files.open(gate.data_file_path(layer.path, header.data_file), access).close()
-    for each in gate.walk(files, layer.path, layer.format, access, opener):
+    for each in gate.walk(files, layer.name, layer.format, access, opener):
         if each is not layer:
             each.close()
 

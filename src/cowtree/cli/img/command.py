@@ -46,15 +46,22 @@ class Given:
         """All values of an option that may be given more than once."""
         return [value for given, value in self._options if given == name]
 
+    def ordered(self) -> list[tuple[str, str]]:
+        """All options with their values, in the order in which they were given."""
+        return self._options
+
 
 class Command(NamedTuple):
-    """One subcommand. `names` is how help writes the names that follow the options."""
+    """One subcommand. `names` is how help writes the names that follow the options; with `ends_plain` the last of
+    several words is a name, whatever it begins with.
+    """
 
     name: str
     summary: str
     options: tuple[Option, ...]
     names: str
     run: Callable[[Given], int]
+    ends_plain: bool = False
 
 
 HELP = Option(("-h", "--help"), "show this help and exit")
@@ -73,7 +80,9 @@ def parse(command: Command, words: Sequence[str], program: str) -> Given:
     """Sort the words behind a subcommand into options and names.
     Raises: BadWords.
     """
-    return Given(program, *split_words(words, (*command.options, HELP)))
+    count = len(words) - 1 if command.ends_plain and len(words) > 1 else len(words)
+    options, names = split_words(words[:count], (*command.options, HELP))
+    return Given(program, options, [*names, *words[count:]])
 
 
 def split_words(

@@ -18,11 +18,10 @@ from cowtree.cli.img.command import (
 )
 from cowtree.cli.img.main import warn
 from cowtree.cli.img.progress import RATE, Progress, limited
-from cowtree.cli.img.source import Source, check_cache_modes, source_of
+from cowtree.cli.img.source import Source, check_cache_modes, files_of, source_of
 from cowtree.errors import ChainError, MarkedCorrupt, NotInChain, Refused
 from cowtree.operations.merge import Into, commit
 from cowtree.storage.contract import Access, FileSystem
-from cowtree.storage.file import LocalFiles
 
 BASE = Option(("-b",), "commit into this image, further down; the top is then kept as it is", "BASE")
 DROP = Option(("-d",), "keep the top as it is; otherwise it is emptied")
@@ -34,7 +33,7 @@ def run(given: Given) -> int:
     progress = Progress(given, step_percent=1.0)
     monitor = limited(given, progress)
     check_cache_modes(given)
-    source, files = source_of(given, name), LocalFiles()
+    source, files = source_of(given, name), files_of(given)
     layers = gate.open_chain(files, *source, Access.WRITE)
     gate.close_all(layers)
     if layers[0].header and layers[0].header.is_corrupt:

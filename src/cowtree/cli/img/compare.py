@@ -22,10 +22,9 @@ from cowtree.cli.img.command import (
 )
 from cowtree.cli.img.main import sentence
 from cowtree.cli.img.progress import Progress
-from cowtree.cli.img.source import access_of, check_cache_modes, source_of
+from cowtree.cli.img.source import access_of, check_cache_modes, files_of, source_of
 from cowtree.errors import BrokenCluster, CowtreeError, StorageFailed
 from cowtree.operations.compare import compare
-from cowtree.storage.file import LocalFiles
 
 CANNOT_OPEN, CANNOT_MAP, CANNOT_READ = 2, 3, 4
 
@@ -56,7 +55,7 @@ def run(given: Given) -> int:
 
 
 def _open(given: Given, stack: ExitStack, name: str, format_option: str) -> Chain:
-    chain = open_chain(LocalFiles(), *source_of(given, name, format_option), access_of(given))
+    chain = open_chain(files_of(given), *source_of(given, name, format_option), access_of(given))
     stack.callback(chain.close)
     return chain
 

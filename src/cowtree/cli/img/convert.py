@@ -24,17 +24,18 @@ from cowtree.cli.img.command import (
     Given,
     Option,
 )
-from cowtree.cli.img.main import trouble
+from cowtree.cli.img.main import trouble, warn
 from cowtree.cli.img.numbers import parse_number
 from cowtree.cli.img.options import Settings, new_image, option_help
 from cowtree.cli.img.pairs import join_lists, parse_pairs, wants_help
 from cowtree.cli.img.progress import RATE, Progress, limited
-from cowtree.cli.img.source import Source, access_of, check_cache_modes, from_options, local_path, source_of
+from cowtree.cli.img.source import Source, access_of, check_cache_modes, files_of, from_options, local_path, source_of
 from cowtree.errors import CowtreeError, Refused, StorageFailed, WrongUse
 from cowtree.monitor import Monitor
 from cowtree.operations.convert import Manner, convert, convert_into
 from cowtree.operations.create import kept_mode
-from cowtree.storage.file import LocalFiles
+from cowtree.operations.encryption import furnish
+from cowtree.plan.create import OFF
 from cowtree.units import SECTOR_BYTES
 
 SPARSE_BYTES: Final = 4096
@@ -58,7 +59,7 @@ SALVAGE = Option(
 )
 TARGET_OPTS = Option(("--target-image-opts",), "the target's name is a list of options; needs -n")
 TARGET_IS_ZERO = Option(("--target-is-zero",), "the target holds zeroes only; needs -n")
-BITMAPS = Option(("--bitmaps",), "copy persistent bitmaps; refused when the source has some")
+BITMAPS = Option(("--bitmaps",), "copy persistent bitmaps")
 SKIP_BROKEN = Option(("--skip-broken-bitmaps",), "leave out bitmaps that are in use; needs --bitmaps")
 
 
@@ -77,10 +78,10 @@ def run(given: Given) -> int:
         progress.show(0)
         check_cache_modes(given)
         sources = [source_of(given, name) for name in names[:-1]]
-        if given.has("--bitmaps"):
-            _check_bitmaps(given, sources)
+        if manner.skips_broken_bitmaps and len(sources) == 1:
+            _warn_of_broken(given, sources[0])
         if given.has("-n"):
-            convert_into(LocalFiles(), sources, _existing_target(given), manner, monitor)
+            convert_into(files_of(given), sources, _existing_target(given), manner, monitor)
         else:
             _convert_anew(given, sources, manner, monitor)
         progress.show(100)
@@ -99,7 +100,15 @@ def manner_of(given: Given) -> Manner:
                 "Select 0 to disable sparse detection (fully allocates output)."
             )
     snapshot = snapshots_named(text) if (text := given.last("-l")) is not None else ()
-    return Manner(given.has("-c"), sparse_bytes, access_of(given), snapshot)
+    return Manner(
+        given.has("-c"),
+        sparse_bytes,
+        access_of(given),
+        snapshot,
+        copies_bitmaps=given.has("--bitmaps"),
+        skips_broken_bitmaps=given.has("--skip-broken-bitmaps"),
+        is_target_zero=given.has("--target-is-zero"),
+    )
 
 
 def snapshots_named(text: str) -> tuple[tuple[str | None, str | None], ...]:
@@ -149,22 +158,15 @@ def _is_count(text: str | None) -> bool:
         return False
 
 
-def _check_bitmaps(given: Given, sources: list[Source]) -> None:
-    """Refuse to lose bitmaps that shall be copied. Raises: Refused, and what opening raises."""
-    if len(sources) > 1:
-        raise Refused(reason="Copying bitmaps only possible with single source")
-    layer = gate.open_layer(LocalFiles(), *sources[0], access_of(given))
+def _warn_of_broken(given: Given, source: Source) -> None:
+    """Say which bitmaps are left out. Raises: what opening raises."""
+    layer = gate.open_layer(files_of(given), *source, access_of(given))
     try:
-        if layer.header is None or layer.header.version < 3:
-            raise Refused(reason="Source lacks bitmap support")
-        _, bitmaps = read_bitmaps(layer, layer.header)
+        for each in read_bitmaps(layer, layer.header)[1] if layer.header else ():
+            if each.is_in_use:
+                warn(given.program, f"Skipping inconsistent bitmap '{each.name}'")
     finally:
         layer.close()
-    if (given.last("-O") or RAW) != QCOW2:
-        raise Refused(reason=f"Format driver '{given.last('-O') or RAW}' does not support bitmaps")
-    if bitmaps:
-        reason = f"{layer.path} has the bitmap '{bitmaps[0].name}', and cowtree copies none"
-        raise Refused(reason=reason, hint="the same without --bitmaps, or QEMU's own qemu-img")
 
 
 def _existing_target(given: Given) -> Source:
@@ -174,7 +176,7 @@ def _existing_target(given: Given) -> Source:
         if given.has("-O"):
             raise WrongUse(reason="--image-opts and --format are mutually exclusive")
         return from_options(name)
-    return Source(local_path(name), given.last("-O") or RAW)
+    return Source(name, given.last("-O") or RAW)
 
 
 def _convert_anew(given: Given, sources: list[Source], manner: Manner, monitor: Monitor) -> None:
@@ -185,16 +187,28 @@ def _convert_anew(given: Given, sources: list[Source], manner: Manner, monitor: 
         hint = "the same with -F raw or -F qcow2"
         raise WrongUse(reason="Use of backing file requires explicit backing format", hint=hint)
     if image_format == RAW and _is_device(path):
-        convert_into(LocalFiles(), sources, (path, RAW), manner, monitor)
+        convert_into(files_of(given), sources, (path, RAW), manner, monitor)
         return
+    if manner.is_compressed:
+        _refuse_compression(settings)
     try:
-        new = new_image(path, settings)
-    except WrongUse as error:
+        new = furnish(files_of(given), new_image(path, settings))
+    except (WrongUse, Refused) as error:
         raise _not_made(given, error) from error
     try:
-        convert(LocalFiles(), sources, new, manner._replace(mode=kept_mode(path)), monitor)
+        convert(files_of(given), sources, new, manner._replace(mode=kept_mode(path)), monitor)
     except StorageFailed as error:
         raise _not_made(given, error) if error.facts["action"] == "create" else error from error
+
+
+def _refuse_compression(settings: Settings) -> None:
+    """Refuse what cannot be compressed. Raises: WrongUse."""
+    if settings.format != QCOW2:
+        raise WrongUse(reason="Compression not supported for this file format")
+    if settings.is_on("encryption") or settings.get("encrypt.format") is not None:
+        raise WrongUse(reason="Compression and encryption not supported at the same time")
+    if (settings.get("preallocation") or OFF) != OFF:
+        raise WrongUse(reason="Compression and preallocation not supported at the same time")
 
 
 def _not_made(given: Given, error: CowtreeError) -> Refused:

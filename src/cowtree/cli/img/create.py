@@ -8,11 +8,10 @@ from cowtree.cli.img.main import sentence, trouble
 from cowtree.cli.img.numbers import parse_number
 from cowtree.cli.img.options import Settings, new_image, option_help
 from cowtree.cli.img.pairs import join_lists, wants_help
-from cowtree.cli.img.source import local_path
+from cowtree.cli.img.source import files_of, local_path
 from cowtree.errors import ChainError, CowtreeError, ImageError, LoopInChain, MissingImage, WrongUse, with_advice
 from cowtree.operations.create import create, kept_mode
 from cowtree.storage.contract import Access, FileSystem
-from cowtree.storage.file import LocalFiles
 
 BACKING = Option(("-b",), "the image that shows through where the new one holds nothing", "BACKING_FILE")
 BACKING_FORMAT = Option(("-F",), "format of the backing file", "BACKING_FMT")
@@ -49,7 +48,7 @@ def _complaint(name: str, error: CowtreeError) -> str:
 
 
 def _create(given: Given, settings: Settings, size_bytes: int | None) -> None:
-    name, files = given.names[0], LocalFiles()
+    name, files = given.names[0], files_of(given)
     path = local_path(name)
     if size_bytes is not None:
         if settings.get("size") is not None:
@@ -89,7 +88,7 @@ def _backing_size(files: FileSystem, path: str, settings: Settings, *, is_opened
                 reason="Backing file specified without backing format", hint="the same with -F raw or -F qcow2"
             )
         return None
-    layers = gate.open_chain(files, gate.resolve_name(path, backing), image_format, Access.SHARED)
+    layers = gate.open_chain(files, gate.locate(path, backing), image_format, Access.SHARED)
     gate.close_all(layers)
     if image_format is None:
         detected = f"Detected format of {layers[0].format}."

@@ -1,7 +1,9 @@
 """`cowtree img info`: what the header of an image says. Without numpy: no other command is called as often."""
 
 import time
+from typing import cast
 
+from cowtree.chain.drivers import FILE_DRIVERS
 from cowtree.cli.img import qobject
 from cowtree.cli.img.command import (
     FORMAT,
@@ -15,13 +17,13 @@ from cowtree.cli.img.command import (
     want_json,
     want_names,
 )
-from cowtree.cli.img.source import access_of, source_of
+from cowtree.cli.img.source import access_of, files_of, source_of
+from cowtree.luks.header import STRIPE_COUNT, Slot, Volume
 from cowtree.operations.info import ImageInfo, chain_info, image_info
 from cowtree.qcow2 import header as qcow2
 from cowtree.qcow2.bitmaps import Bitmap
 from cowtree.qcow2.header import Header
 from cowtree.qcow2.snapshots import Snapshot
-from cowtree.storage.file import LocalFiles
 from cowtree.units import format_size
 
 CHAIN = Option(("--backing-chain",), "describe all that backs it as well")
@@ -33,10 +35,10 @@ def run(given: Given) -> int:
     is_json = want_json(given)
     source, access = source_of(given, name), access_of(given)
     if given.has("--backing-chain"):
-        found = list(chain_info(LocalFiles(), *source, access))
+        found = list(chain_info(files_of(given), *source, access))
         print(qobject.dumps([to_object(each) for each in found]) if is_json else "\n\n".join(map(to_text, found)))
     else:
-        info = image_info(LocalFiles(), *source, access)
+        info = image_info(files_of(given), *source, access)
         print(qobject.dumps(to_object(info)) if is_json else to_text(info))
     return 0
 
@@ -44,16 +46,24 @@ def run(given: Given) -> int:
 def to_text(info: ImageInfo) -> str:
     """An image for people, without the last line end."""
     lines = [
-        f"image: {info.path}",
-        f"file format: {info.format}",
+        f"image: {_shown_name(info)}",
+        f"file format: {_shown_format(info)}",
         f"virtual size: {format_size(info.size_bytes)} ({info.size_bytes} bytes)",
         f"disk size: {format_size(info.own_size_bytes)}",
     ]
-    header = info.header
-    if header is None:
+    header, specific = info.header, _specific_of(info)
+    if header is None and specific is None:
         return "\n".join(lines)
-    if header.crypt_method:
+    if info.is_encrypted:
         lines.append("encrypted: yes")
+    if header is not None:
+        lines += _header_lines(info, header)
+    return "\n".join([*lines, "Format specific information:", *_lines_of(specific, 1)])
+
+
+def _header_lines(info: ImageInfo, header: Header) -> list[str]:
+    """What the header of a qcow2 image says, but for what is specific to the format."""
+    lines = []
     lines.append(f"cluster_size: {1 << header.cluster_bits}")
     if header.is_dirty:
         lines.append("cleanly shut down: no")
@@ -66,7 +76,22 @@ def to_text(info: ImageInfo) -> str:
             lines.append(f"backing file format: {header.backing_format}")
     if info.snapshots:
         lines += ["Snapshot list:", SNAPSHOT_HEAD, *map(snapshot_line, info.snapshots)]
-    return "\n".join([*lines, "Format specific information:", *_lines_of(_specific(header, info.bitmaps), 1)])
+    return lines
+
+
+def _shown_name(info: ImageInfo) -> str:
+    """The path, unless that alone does not lead to the same bytes."""
+    full = info.address.full_options(info.format) if info.address and not _is_bare(info) else None
+    return info.path if full is None else f"json:{qobject.dumps_line(cast(qobject.Value, full))}"
+
+
+def _shown_format(info: ImageInfo) -> str:
+    return str(info.address.options["driver"]) if info.address and _is_bare(info) else info.format
+
+
+def _is_bare(info: ImageInfo) -> bool:
+    """Whether a file was opened without a format."""
+    return bool(info.address and info.address.options.get("driver") in FILE_DRIVERS)
 
 
 SNAPSHOT_HEAD = f"{'ID':<10}{'TAG':<17}{'VM SIZE':>8}{'DATE':>20}{'VM CLOCK':>13}{'ICOUNT':>11}"
@@ -116,21 +141,19 @@ def to_object(info: ImageInfo) -> qobject.Value:
     """An image for programs."""
     found: dict[str, qobject.Value] = {
         "virtual-size": info.size_bytes,
-        "filename": info.path,
-        "format": info.format,
+        "filename": _shown_name(info),
+        "format": _shown_format(info),
         "actual-size": info.own_size_bytes,
         "dirty-flag": False,
     }
-    header = info.header
+    header, specific = info.header, _specific_of(info)
+    if specific is not None:
+        found["format-specific"] = {"type": info.format, "data": specific}
+    if info.is_encrypted:
+        found["encrypted"] = True
     if header is None:
         return found
-    found |= {
-        "cluster-size": 1 << header.cluster_bits,
-        "dirty-flag": header.is_dirty,
-        "format-specific": {"type": "qcow2", "data": _specific(header, info.bitmaps)},
-    }
-    if header.crypt_method:
-        found["encrypted"] = True
+    found |= {"cluster-size": 1 << header.cluster_bits, "dirty-flag": header.is_dirty}
     if header.backing_file is not None:
         found |= {"full-backing-filename": info.backing_path, "backing-filename": header.backing_file}
         if header.backing_format is not None:
@@ -140,7 +163,35 @@ def to_object(info: ImageInfo) -> qobject.Value:
     return found
 
 
-def _specific(header: Header, bitmaps: tuple[Bitmap, ...]) -> qobject.Value:
+def _specific_of(info: ImageInfo) -> qobject.Value:
+    """What only images of this format have; None where there is nothing of that kind."""
+    if info.header is not None:
+        return _specific(info.header, info)
+    return None if info.volume is None else _volume_object(info.volume)
+
+
+def _volume_object(volume: Volume) -> dict[str, qobject.Value]:
+    suite = volume.suite
+    is_hashed = suite.iv_generator == "essiv"
+    return {
+        "cipher-alg": suite.cipher,
+        "cipher-mode": suite.mode,
+        "ivgen-alg": suite.iv_generator,
+        **({"ivgen-hash-alg": suite.iv_hash} if is_hashed else {}),
+        "hash-alg": suite.hash_name,
+        "payload-offset": volume.payload_offset,
+        "master-key-iters": volume.digest_iteration_count,
+        "uuid": volume.uuid,
+        "slots": [_slot_object(each) for each in volume.slots],
+    }
+
+
+def _slot_object(slot: Slot) -> qobject.Value:
+    used: dict[str, qobject.Value] = {"iters": slot.iteration_count, "stripes": STRIPE_COUNT} if slot.is_active else {}
+    return {"active": slot.is_active, **used, "key-offset": slot.offset}
+
+
+def _specific(header: Header, info: ImageInfo) -> qobject.Value:
     found: dict[str, qobject.Value] = {
         "compat": "0.10" if header.version < 3 else "1.1",
         "compression-type": qcow2.COMPRESSION_NAMES[header.compression_type],
@@ -152,14 +203,15 @@ def _specific(header: Header, bitmaps: tuple[Bitmap, ...]) -> qobject.Value:
             "corrupt": header.is_corrupt,
             "extended-l2": header.geometry.has_subclusters,
         }
-    if bitmaps:
-        found["bitmaps"] = [_bitmap_object(each) for each in bitmaps]
+    if info.bitmaps:
+        found["bitmaps"] = [_bitmap_object(each) for each in info.bitmaps]
     if header.data_file is not None:
         found["data-file"] = header.data_file
     if header.incompatible & qcow2.EXTERNAL_DATA_FILE:
         found["data-file-raw"] = bool(header.autoclear & qcow2.AUTOCLEAR_RAW_DATA)
     if header.crypt_method:
-        found["encrypt"] = {"format": qcow2.CRYPT_NAMES[header.crypt_method]}
+        about = _volume_object(info.volume) if info.volume else {}
+        found["encrypt"] = {"format": qcow2.CRYPT_NAMES[header.crypt_method], **about}
     return found
 
 

@@ -8,8 +8,10 @@ import importlib
 import sys
 
 from cowtree import __version__
+from cowtree.chain.address import is_json
 from cowtree.chain.gate import FORMATS
 from cowtree.cli.img.command import HELP, BadWords, Command, Option, describe, parse, split_words
+from cowtree.cli.img.source import spelled
 from cowtree.errors import (
     ChainError,
     CowtreeError,
@@ -17,11 +19,28 @@ from cowtree.errors import (
     ImageLocked,
     MissingImage,
     NotInChain,
+    PlacedError,
     StorageFailed,
     with_advice,
 )
 
-COMMANDS = ("check", "commit", "compare", "convert", "create", "info", "map", "rebase")
+COMMANDS = (
+    "amend",
+    "bench",
+    "bitmap",
+    "check",
+    "commit",
+    "compare",
+    "convert",
+    "create",
+    "dd",
+    "info",
+    "map",
+    "measure",
+    "rebase",
+    "resize",
+    "snapshot",
+)
 # The release of qemu-img whose words, output and exit status these are.
 QEMU_IMG_VERSION = "7.2.22"
 VERSION = Option(("-V", "--version"), "show the version and exit")
@@ -66,7 +85,13 @@ def _dispatch(words: list[str], program: str) -> int:
     if given.has("-h"):
         print(describe(command, program))
         return 0
-    return command.run(given)
+    try:
+        return command.run(given)
+    except PlacedError as error:
+        name = error.facts.get("name", error.facts.get("path", ""))
+        if "name" in error.facts or is_json(name):
+            error.facts["name"] = spelled(given, name)
+        raise
 
 
 def overview(program: str) -> str:
@@ -93,7 +118,7 @@ def sentence(error: CowtreeError) -> str:
         overlay = error.facts.get("overlay")
         if overlay is not None:
             text = f"Could not open backing file: {text}"
-        text = f"Could not open '{overlay or error.facts['path']}': {text}"
+        text = f"Could not open '{overlay or error.facts.get('name', error.facts['path'])}': {text}"
     return with_advice(text, error.advice)
 
 

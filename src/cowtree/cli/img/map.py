@@ -17,10 +17,9 @@ from cowtree.cli.img.command import (
     want_names,
 )
 from cowtree.cli.img.numbers import parse_number
-from cowtree.cli.img.source import access_of, source_of
+from cowtree.cli.img.source import access_of, files_of, source_of
 from cowtree.errors import Refused
 from cowtree.operations.map import Entry, map_chain
-from cowtree.storage.file import LocalFiles
 
 START = Option(("-s", "--start-offset"), "begin at this guest offset", "OFFSET")
 LENGTH = Option(("-l", "--max-length"), "show at most so many bytes", "LENGTH")
@@ -34,7 +33,7 @@ def run(given: Given) -> int:
     length_bytes = None if length is None else parse_number("max length", length)
     (name,) = want_names(given, 1, "Expecting one image file name")
     show = _json if want_json(given) else _human
-    chain = open_chain(LocalFiles(), *source_of(given, name), access_of(given))
+    chain = open_chain(files_of(given), *source_of(given, name), access_of(given))
     try:
         _write(show(chain, map_chain(chain, start_bytes, length_bytes)))
     finally:
@@ -61,7 +60,7 @@ def _json(chain: Chain, entries: Iterable[Entry]) -> Iterator[str]:
     before, words = "[", ("false", "true")
     for start, length, depth, present, zero, data, offset in entries:
         flags = f'"present": {words[present]}, "zero": {words[zero]}, "data": {words[data]}'
-        place = "" if offset is None else f', "offset": {offset}'
+        place = "" if offset is None else f', "offset": {offset + chain.layers[depth].host_offset}'
         yield f'{before}{{ "start": {start}, "length": {length}, "depth": {depth}, {flags}{place}}}'
         before = ",\n"
     yield "]\n"
@@ -74,8 +73,9 @@ def _human(chain: Chain, entries: Iterable[Entry]) -> Iterator[str]:
         if data and offset is None:
             reason = "File contains external, encrypted or compressed clusters."
             raise Refused(reason=reason, hint="the same with --output=json")
-        if data and not zero:
-            yield f"{_hex(start)}{_hex(length)}{_hex(offset)}{chain.layers[depth].data_file.path}\n"
+        if data and not zero and offset is not None:
+            layer = chain.layers[depth]
+            yield f"{_hex(start)}{_hex(length)}{_hex(offset + layer.host_offset)}{layer.data_file.path}\n"
 
 
 def _hex(number: int | None) -> str:

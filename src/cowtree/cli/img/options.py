@@ -3,11 +3,14 @@
 An option has its place in a table; the line `Formatting ...` follows the order of the table, help is sorted.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple, TypeVar
 
+from cowtree.cli.img.encryption import read_encryption
+from cowtree.cli.img.numbers import parse_integer
 from cowtree.cli.img.pairs import parse_pairs, parse_switch
 from cowtree.errors import WrongUse
+from cowtree.luks.volume import AES, LUKS, Encryption
 from cowtree.plan.create import METADATA, OFF, PREALLOCATIONS, NewImage
 from cowtree.qcow2 import header as qcow2
 from cowtree.qcow2.geometry import (
@@ -20,7 +23,6 @@ from cowtree.qcow2.geometry import (
 from cowtree.units import SECTOR_BYTES, parse_size
 
 TEXT, SIZE, NUMBER, SWITCH = "str", "size", "num", "bool (on/off)"
-_NUMBER_MAX: Final = (1 << 64) - 1
 _HINT_SIZE_MAX: Final = (1 << 32) - 1
 # Help starts in this column, where the option leaves room for it.
 _HELP_COLUMN: Final = 24
@@ -65,11 +67,17 @@ _QCOW2: Final = (
     Known("lazy_refcounts", SWITCH, "Postpone refcount updates", "off"),
     Known("refcount_bits", NUMBER, "Width of a reference count entry in bits", "16"),
 )
+_LUKS: Final = (
+    _FILE[0],
+    Known("key-secret", TEXT, "ID of the secret that provides the keyslot passphrase"),
+    *(each._replace(name=each.name.partition(".")[2]) for each in _QCOW2[3:9]),
+)
 # Of the format alone, and together with those of the file that holds it.
-_OF_FORMAT: Final = {"raw": _FILE[:1], "qcow2": _QCOW2}
-_ALL: Final = {"raw": _FILE, "qcow2": (*_QCOW2, _FILE[1], _FILE[3])}
+_OF_FORMAT: Final = {"raw": _FILE[:1], "qcow2": _QCOW2, "luks": _LUKS}
+_ALL: Final = {"raw": _FILE, "qcow2": (*_QCOW2, _FILE[1], _FILE[3]), "luks": (*_LUKS, *_FILE[1:])}
 
-_VERSIONS: Final = {"0.10": 2, "v2": 2, "1.1": 3, "v3": 3}
+KNOWN_FORMATS: Final = tuple(_ALL)
+VERSIONS: Final = {"0.10": 2, "v2": 2, "1.1": 3, "v3": 3}
 _COMPRESSIONS: Final = {name: number for number, name in qcow2.COMPRESSION_NAMES.items()}
 # What QEMU knows by name, whether or not it can back an image.
 BACKING_FORMATS: Final = (
@@ -82,13 +90,18 @@ BACKING_FORMATS: Final = (
 def check_format(image_format: str) -> None:
     """Refuse a format that nobody here can write. Raises: WrongUse."""
     if image_format not in _ALL:
-        raise WrongUse(reason=f"Unknown file format '{image_format}'", hint="-f raw or -f qcow2")
+        raise WrongUse(reason=f"Unknown file format '{image_format}'", hint="-f raw, -f qcow2 or -f luks")
 
 
 def known_options(image_format: str) -> tuple[Known, ...]:
     """All options of a format and of the file that holds it."""
     check_format(image_format)
     return _ALL[image_format]
+
+
+def help_lines(known: Iterable[Known]) -> list[str]:
+    """One line for each option."""
+    return sorted(f"  {each.name}=<{each.kind}>".ljust(_HELP_COLUMN) + f" - {each.help}" for each in known)
 
 
 def option_help(image_format: str, *, has_name: bool) -> str:
@@ -99,8 +112,7 @@ def option_help(image_format: str, *, has_name: bool) -> str:
     if not has_name:
         known = _OF_FORMAT[image_format]
     title = "Supported options:" if has_name else f"Supported {image_format} options:"
-    lines = sorted(f"  {each.name}=<{each.kind}>".ljust(_HELP_COLUMN) + f" - {each.help}" for each in known)
-    lines = [title, *lines]
+    lines = [title, *help_lines(known)]
     if not has_name:
         lines += ["", "The protocol level may support further options."]
         lines += ["Specify the target filename to include those options."]
@@ -152,14 +164,23 @@ class Settings:
         shown = [(name, self.get(name)) for name in self._known]
         return " ".join(f"{name}={value.replace(',', ',,')}" for name, value in shown if value is not None)
 
-    def any_given(self, prefix: str) -> bool:
-        """Whether some option with such a name was given."""
-        return any(name.startswith(prefix) for name in self._given)
+    @property
+    def encryption(self) -> Encryption | None:
+        """How the new image shall be encrypted, if it shall be. Raises: WrongUse."""
+        if self.format == LUKS:
+            return read_encryption({"format": LUKS, **self._given})
+        prefix = "encrypt."
+        given = {name.removeprefix(prefix): value for name, value in self._given.items() if name.startswith(prefix)}
+        if "encryption" in self._given and "format" in given:
+            raise WrongUse(reason="'encrypt.format' and its alias 'encryption' can't be used at the same time")
+        if self.is_on("encryption"):
+            given["format"] = AES
+        return read_encryption(given, prefix) if given else None
 
 
 def _parse_number(known: Known, value: str) -> int:
     try:
-        return parse_size(value) if known.kind == SIZE else _parse_integer(value)
+        return parse_size(value) if known.kind == SIZE else parse_integer(value)
     except OverflowError as error:
         how = "out of range" if known.kind == SIZE else "too large"
         raise WrongUse(reason=f"Value '{value}' is {how} for parameter '{known.name}'") from error
@@ -167,16 +188,6 @@ def _parse_number(known: Known, value: str) -> int:
         what = "a non-negative number below 2^64" if known.kind == SIZE else "a number"
         hint = f"64k or 1.5G; {_SIZE_SUFFIXES}" if known.kind == SIZE else ""
         raise WrongUse(reason=f"Parameter '{known.name}' expects {what}", hint=hint) from error
-
-
-def _parse_integer(text: str) -> int:
-    """Read an integer as C does: `0x` means hexadecimal, a leading zero octal."""
-    if not text.isascii() or not text.isalnum():
-        raise ValueError(text)
-    number = int(text, 8 if text[0] == "0" and text.isdigit() else 0)
-    if number > _NUMBER_MAX:
-        raise OverflowError(text)
-    return number
 
 
 def new_image(path: str, settings: Settings) -> NewImage:
@@ -187,20 +198,21 @@ def new_image(path: str, settings: Settings) -> NewImage:
     preallocation = settings.get("preallocation") or OFF
     if int(settings.get("extent_size_hint") or 0) > _HINT_SIZE_MAX:
         raise WrongUse(reason="Extent size hint is too large")
-    if settings.format == "raw":
+    if settings.format != "qcow2":
         if preallocation not in PREALLOCATIONS:
             raise WrongUse(reason=f"invalid parameter value: {preallocation}", hint="preallocation=off, falloc or full")
-        if preallocation == METADATA:
+        encryption = settings.encryption
+        if preallocation == METADATA and encryption is None:
             raise WrongUse(reason="Unsupported preallocation mode: metadata", hint="preallocation=off, falloc or full")
-        return NewImage(path, "raw", size_bytes, preallocation=preallocation)
-    _refuse_encryption(settings)
+        return NewImage(path, settings.format, size_bytes, preallocation=preallocation, encryption=encryption)
+    encryption = settings.encryption
     new = NewImage(
         path,
         "qcow2",
         size_bytes,
-        cluster_bits=_cluster_bits(settings),
-        version=_choose(_VERSIONS, "version", settings.get("compat") or "v3"),
-        refcount_order=_refcount_order(settings),
+        cluster_bits=cluster_bits_of(settings),
+        version=_choose(VERSIONS, "version", settings.get("compat") or "v3"),
+        refcount_order=refcount_order_of(settings),
         lazy_refcounts=settings.is_on("lazy_refcounts"),
         compression_type=_choose(_COMPRESSIONS, "compression-type", settings.get("compression_type") or "zlib"),
         backing_file=settings.get("backing_file"),
@@ -209,6 +221,7 @@ def new_image(path: str, settings: Settings) -> NewImage:
         has_subclusters=settings.is_on("extended_l2"),
         data_file=settings.get("data_file"),
         is_data_file_raw=settings.is_on("data_file_raw"),
+        encryption=encryption,
     )
     _check(new)
     # A raw data file can be read without the tables only if these map every cluster to itself.
@@ -225,20 +238,8 @@ def _choose(known: Mapping[str, Chosen], name: str, value: str) -> Chosen:
     return known[value]
 
 
-def _refuse_encryption(settings: Settings) -> None:
-    if not settings.is_on("encryption") and not settings.any_given("encrypt."):
-        return
-    if settings.get("encryption") and settings.get("encrypt.format"):
-        raise WrongUse(reason="'encrypt.format' and its alias 'encryption' can't be used at the same time")
-    if not settings.is_on("encryption") and not settings.get("encrypt.format"):
-        raise WrongUse(reason="Parameter 'encrypt.format' is missing", hint="encrypt.format=luks")
-    raise WrongUse(
-        reason="an encrypted image is more than cowtree can write",
-        hint="the same command without the encrypt options, on an encrypted file system",
-    )
-
-
-def _cluster_bits(settings: Settings) -> int:
+def cluster_bits_of(settings: Settings) -> int:
+    """The cluster size, as a power of two. Raises: WrongUse."""
     size = int(settings.get("cluster_size") or 0)
     bits = size.bit_length() - 1
     if not CLUSTER_BITS_MIN <= bits <= CLUSTER_BITS_MAX or size != 1 << bits:
@@ -246,7 +247,8 @@ def _cluster_bits(settings: Settings) -> int:
     return bits
 
 
-def _refcount_order(settings: Settings) -> int:
+def refcount_order_of(settings: Settings) -> int:
+    """The width of a reference count, as a power of two. Raises: WrongUse."""
     width = int(settings.get("refcount_bits") or 0)
     order = width.bit_length() - 1
     if not 0 <= order <= REFCOUNT_ORDER_MAX or width != 1 << order:
@@ -263,7 +265,8 @@ def _check(new: NewImage) -> None:
         (is_old and new.has_subclusters, f"Extended L2 entries are {only}"),
         (
             new.has_subclusters and new.cluster_bits < SUBCLUSTER_CLUSTER_BITS_MIN,
-            f"Extended L2 entries need clusters of at least {1 << SUBCLUSTER_CLUSTER_BITS_MIN} bytes",
+            "Extended L2 entries are only supported with cluster sizes of "
+            f"at least {1 << SUBCLUSTER_CLUSTER_BITS_MIN} bytes",
         ),
         (
             has_backing and allocates and not new.has_subclusters,
@@ -273,7 +276,7 @@ def _check(new: NewImage) -> None:
         (is_old and new.lazy_refcounts, f"Lazy refcounts {only}"),
         (
             is_old and new.refcount_order != 4,
-            f"Different refcount widths than 16 bits are {only}",
+            f"Different refcount widths than 16 bits require compatibility level {older.replace('and', 'or', 1)}",
         ),
         (new.is_data_file_raw and new.data_file is None, "data-file-raw requires data-file"),
         (new.is_data_file_raw and has_backing, "Backing file and data-file-raw cannot be used at the same time"),

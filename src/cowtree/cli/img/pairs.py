@@ -3,14 +3,17 @@
 from cowtree.errors import WrongUse
 
 
-def parse_pairs(text: str) -> dict[str, str]:
+def parse_pairs(text: str, implied: str = "") -> dict[str, str]:
     """The keys and values of a list; the last of two equal keys counts. A key alone means `on`, and `off` when it
-    begins with `no`, which is then no part of it. An `id` names the list itself and is left out.
+    begins with `no`, which is then no part of it; the first part may be the value of the key that is `implied`. An
+    `id` names the list itself and is left out.
     """
     found: dict[str, str] = {}
-    for part in _split(text):
+    for index, part in enumerate(_split(text)):
         key, is_assigned, value = part.partition("=")
-        if not is_assigned:
+        if not is_assigned and implied and not index:
+            key, value = implied, part
+        elif not is_assigned:
             key, value = (key[2:], "off") if key.startswith("no") else (key, "on")
         if key != "id":
             found.pop(key, None)

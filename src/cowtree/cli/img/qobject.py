@@ -43,6 +43,15 @@ def dumps(value: Value, depth: int = 0) -> str:
     return quote(value) if isinstance(value, str) else str(value)
 
 
+def dumps_line(value: Value) -> str:
+    """The text of a value, in one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{quote(key)}: {dumps_line(each)}" for key, each in ordered(value)) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(dumps_line, value)) + "]"
+    return dumps(value)
+
+
 def _container(brackets: str, items: list[str], depth: int) -> str:
     inner, outer = "\n" + " " * INDENT * (depth + 1), "\n" + " " * INDENT * depth
     body = ",".join(inner + item for item in items)

@@ -23,7 +23,7 @@ from cowtree.cli.img.command import (
 )
 from cowtree.cli.img.main import trouble, warn
 from cowtree.cli.img.progress import Progress
-from cowtree.cli.img.source import Source, check_cache_modes, source_of
+from cowtree.cli.img.source import Source, check_cache_modes, files_of, source_of
 from cowtree.errors import ChainError, MissingImage, Refused, WrongUse
 from cowtree.operations.merge import rebase, relink
 from cowtree.storage.contract import Access, FileSystem, Storage
@@ -57,7 +57,7 @@ def run(given: Given) -> int:
         if given.has("-u"):
             _change_link(given.program, source, link)
         else:
-            _move(SharingFiles() if given.has("-U") else LocalFiles(), source, link, progress)
+            _move(SharingFiles(follows_addresses=True) if given.has("-U") else files_of(given), source, link, progress)
         progress.show(100)
     return 0
 
@@ -78,7 +78,7 @@ def _move(files: FileSystem, source: Source, link: tuple[str, str | None], progr
 
 def _change_link(program: str, source: Source, link: tuple[str, str | None]) -> None:
     """Change the link only, and say when it leads nowhere."""
-    files = LocalFiles()
+    files = LocalFiles(follows_addresses=True)
     layer = gate.open_layer(files, *source, Access.WRITE)
     layer.close()
     backing = complete_link(files, (layer,), link)

@@ -2,61 +2,71 @@
 
 from typing import Final, NamedTuple
 
+from cowtree.chain.address import is_json, name_of, options_of, parse, plain_name
+from cowtree.chain.relaxed import Value
 from cowtree.cli.img.command import Given
+from cowtree.cli.img.objects import read_secrets
 from cowtree.cli.img.pairs import parse_pairs
 from cowtree.errors import ChainError, WrongUse
 from cowtree.storage.contract import Access
+from cowtree.storage.file import LocalFiles
 
 CACHE_MODES: Final = ("none", "off", "writeback", "writethrough", "directsync", "unsafe")
-_EXAMPLE: Final = "--image-opts driver=qcow2,file.filename=PATH"
 
 
 class Source(NamedTuple):
-    """An image as the words name it; without a format its first bytes decide."""
+    """An image as the words name it, in a form that the gate understands; without a format its first bytes decide."""
 
-    path: str
+    name: str
     format: str | None
+
+    @property
+    def path(self) -> str:
+        """The path of its file. Raises: ChainError when it is no local file."""
+        return parse(self.name).path
 
 
 def local_path(name: str) -> str:
-    """The path that a name means: `file:` in front is left out.
+    """The path of a new file that a name means: `file:` in front is left out.
     Raises: ChainError when something else stands before a colon, for that would be a protocol.
     """
-    protocol, colon, path = name.partition(":")
-    if not colon or "/" in protocol:
-        return name
-    if protocol == "file":
-        return path
-    raise ChainError(path=name, reason=f"Unknown protocol '{protocol}'", hint=f"./{name} for a file of this name")
+    if is_json(name):
+        raise ChainError(path=name, reason="Unknown protocol 'json'", hint=f"./{name} for a file of this name")
+    return str(options_of(name)["file.filename"])
 
 
 def source_of(given: Given, name: str, format_option: str = "-f") -> Source:
     """The image that `name` means under `--image-opts` and the option that names its format.
-    Raises: WrongUse, ChainError.
+    Raises: WrongUse.
     """
     image_format = given.last(format_option)
     if given.has("--image-opts"):
         if image_format is not None:
             raise WrongUse(reason="--image-opts and --format are mutually exclusive")
         return from_options(name)
-    return Source(local_path(name), image_format)
+    return Source(name, image_format)
 
 
 def from_options(text: str) -> Source:
-    """The image that a list of options describes: a format over a file, or a file alone, which is raw."""
-    options = parse_pairs(text)
-    driver, protocol = options.pop("driver", None), options.pop("file.driver", "file")
-    path = options.pop("file.filename", None)
-    if path is None and driver == "file":
-        path, driver = options.pop("filename", None), "raw"
-    unknown = next(iter(options), None)
-    if unknown is not None:
-        raise ChainError(path=text, reason=f"the option '{unknown}' is unknown", hint=_EXAMPLE)
-    if protocol != "file":
-        raise ChainError(path=text, reason=f"Unknown driver '{protocol}'", hint=_EXAMPLE)
-    if path is None:
-        raise ChainError(path=text, reason="no file is named", hint=_EXAMPLE)
-    return Source(path, driver)
+    """The image that a list of options describes."""
+    options = dict[str, Value](parse_pairs(text, implied="file"))
+    driver, path = options.get("driver"), options.get("file.filename")
+    if isinstance(path, str) and path and options.keys() <= {"driver", "file.filename"}:
+        return Source(plain_name(path), None if driver is None else str(driver))
+    return Source(name_of(options), None)
+
+
+def spelled(given: Given, name: str) -> str:
+    """How the words of the call spell a name that was made of them."""
+    if given.has("--image-opts"):
+        texts = {from_options(text).name: text for text in given.names}
+        return texts.get(name, name)
+    return name
+
+
+def files_of(given: Given) -> LocalFiles:
+    """The files of this machine. What images say of others is followed as far as QEMU does."""
+    return LocalFiles(read_secrets(given.all("--object")), follows_addresses=True)
 
 
 def access_of(given: Given) -> str:
