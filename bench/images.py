@@ -4,6 +4,16 @@ import random
 import subprocess
 from pathlib import Path
 
+import numpy as np
+
+from cowtree.chain import gate
+from cowtree.chain.load import load_image, load_tables
+from cowtree.chain.view import Chain
+from cowtree.execute.run import run
+from cowtree.monitor import Silent
+from cowtree.qcow2.writes import entry_writes
+from cowtree.storage.contract import Access
+from cowtree.storage.file import LocalFiles
 from cowtree.units import GIB, KIB
 from tests.sparse import sparse_image
 
@@ -11,6 +21,7 @@ CLUSTER_BYTES = 64 * KIB
 SCATTERED_COUNT = GIB // CLUSTER_BYTES
 SCATTERED_DISK_BYTES = 8 * GIB
 HUGE_CLUSTER_COUNT = 1_000_000
+RUN_CLUSTER_COUNT_MAX = 32
 
 
 def qemu_img(*arguments: str | Path) -> None:
@@ -44,3 +55,29 @@ def make_huge(folder: Path) -> Path:
     sparse_image(overlay, HUGE_CLUSTER_COUNT, seed=7, cluster_bits=12)
     qemu_img("rebase", "-f", "qcow2", "-u", "-b", base.name, "-F", "qcow2", overlay)
     return overlay
+
+
+def make_filled(path: Path) -> Path:
+    """Make an image of 100 GiB with a million clusters, which lie in the file in the order of the disk."""
+    qemu_img("create", "-f", "qcow2", "-o", "preallocation=metadata", path, str(HUGE_CLUSTER_COUNT * CLUSTER_BYTES))
+    qemu_img("resize", "-f", "qcow2", path, "100G")
+    return path
+
+
+def scatter_runs(path: Path, seed: int) -> Path:
+    """Let the clusters of an image lie in its file as if a guest had written files, of 1 to 32 clusters each, in random
+    order.
+    """
+    layer = gate.open_layer(LocalFiles(), str(path), gate.QCOW2, Access.WRITE)
+    image = load_image(layer)
+    assert image is not None
+    held = load_tables(layer.file, image, 0, layer.size_bytes)
+    flat, choose = held.entries.ravel().copy(), np.random.default_rng(seed)
+    used = np.flatnonzero(flat)
+    starts = np.cumsum(choose.integers(1, RUN_CLUSTER_COUNT_MAX + 1, len(used)))
+    runs = np.split(flat[used], starts[starts < len(used)])
+    flat[used] = np.concatenate([runs[index] for index in choose.permutation(len(runs))])
+    changed = held._replace(entries=flat.reshape(held.entries.shape))
+    run(entry_writes(held, changed), layer.file, Chain((), ()), Silent())
+    layer.close()
+    return path

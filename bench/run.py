@@ -3,6 +3,7 @@
 Exits with 1 when a promise is not kept.
 """
 
+import compileall
 import shutil
 import sys
 import tempfile
@@ -10,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.images import make_huge, make_pair, qemu_img
+import cowtree
+from bench.images import make_filled, make_huge, make_pair, qemu_img, scatter_runs
 from bench.timing import Candidate, in_turn, measure
 from cowtree.units import MIB, format_size
 
@@ -22,6 +24,7 @@ START_ROUND_COUNT = 25
 
 MERGE_RATIO_MAX = 0.6
 START_RATIO_MAX = 3.0
+SNAPSHOT_RATIO_MAX = 1.0
 PEAK_BYTES_MAX = 256 * MIB
 
 
@@ -68,6 +71,28 @@ def _on_copies(folder: Path, images: tuple[Path, ...], words: tuple[str | Path, 
     return Candidate((*words, overlay), prepare, (scene / written.name, overlay))
 
 
+def snapshots(folder: Path) -> list[Promise]:
+    """Create and delete an internal snapshot of 100 GiB with a million clusters: as a guest has written them, and in
+    the order of the disk.
+    """
+    ordered = make_filled(folder / "ordered.qcow2")
+    scattered = folder / "scattered.qcow2"
+    measure(Candidate(("cp", "--sparse=always", ordered, scattered)))
+    scatter_runs(scattered, 7)
+    found = []
+    for image in (scattered, ordered):
+        for verb, option in (("create", "-c"), ("delete", "-d")):
+            ours, theirs = (
+                _on_copies(folder, (image, image), (*tool, "snapshot", option, "bench"), image)
+                for tool in (COWTREE, QEMU_IMG)
+            )
+            ratio, text = in_turn(ours, theirs, ROUND_COUNT)
+            name = f"snapshot {verb} of 100 GiB with a million clusters, {image.stem}"
+            found.append(Promise(name, text, ratio <= SNAPSHOT_RATIO_MAX))
+            measure(Candidate((*COWTREE, "snapshot", option, "bench", image)))
+    return found
+
+
 def start_up(folder: Path) -> list[Promise]:
     """`img info` against an interpreter that does nothing."""
     path = folder / "small.qcow2"
@@ -81,16 +106,26 @@ def memory(folder: Path) -> list[Promise]:
     """Peak memory on a sparse image of 1 TiB with a million allocated clusters."""
     overlay = make_huge(folder)
     found = []
-    for words in (("map", "--output=json"), ("check",), ("commit", "-q", "-d")):
+    create, delete = ("snapshot", "-c", "bench"), ("snapshot", "-d", "bench")
+    for words in (("map", "--output=json"), ("check",), ("commit", "-q", "-d"), create, delete):
         run = measure(Candidate((*COWTREE, *words, overlay)))
         text = f"{format_size(run.peak_bytes)} at the most, in {run.wall_s:.1f} s"
-        found.append(Promise(f"{words[0]} of 1 TiB with a million clusters", text, run.peak_bytes < PEAK_BYTES_MAX))
+        found.append(
+            Promise(f"{' '.join(words)} of 1 TiB with a million clusters", text, run.peak_bytes < PEAK_BYTES_MAX)
+        )
     return found
 
 
 def main(names: list[str]) -> int:
     """Measure all, or what is named. Returns: the exit status."""
-    benches: dict[str, Callable[[Path], list[Promise]]] = {"speed": merge_speed, "start": start_up, "memory": memory}
+    benches: dict[str, Callable[[Path], list[Promise]]] = {
+        "speed": merge_speed,
+        "snapshots": snapshots,
+        "start": start_up,
+        "memory": memory,
+    }
+    # As pip does when it installs.
+    compileall.compile_dir(Path(cowtree.__file__).parent, quiet=1)
     promises = []
     for name in names or benches:
         # Not in /tmp, which may be memory: the data have to reach a disk.
