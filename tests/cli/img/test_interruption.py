@@ -104,11 +104,11 @@ def test_a_full_disk_is_named_and_nothing_is_lost(
     made: list[FaultyFiles] = []
 
     def run_with(folder: Path, fault: Fault | None) -> Result:
-        def files() -> FaultyFiles:
+        def files(*secrets: object, **how: object) -> FaultyFiles:
             made.append(FaultyFiles(LocalFiles(), fault))
             return made[-1]
 
-        monkeypatch.setattr(f"cowtree.cli.img.{words[0]}.LocalFiles", files)
+        monkeypatch.setattr("cowtree.cli.img.source.LocalFiles", files)
         return run_cowtree(folder, *words)
 
     shutil.copytree(chain, tmp_path / "whole")
