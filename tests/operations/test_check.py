@@ -35,9 +35,8 @@ from tests.damage import (
 from tests.qemu import assert_clean, content, qemu_img, random_chain, run
 from tests.sparse import MEMORY_MIB_MAX, peak_memory_mib, sparse_image
 
-# A machine that does other things as well counts more CPU time for the same work.
-BUSY = 2
-CPU_S_MAX = 2
+# Twice what is promised: a machine that does other things as well counts more CPU time for the same work.
+CPU_S_MAX = 4
 DAMAGES_PER_IMAGE = 6
 # What qemu-img calls each number of a report.
 NAMES = {
