@@ -12,6 +12,8 @@ FILE_TOO_LARGE: Final = "File too large"
 INVALID_ARGUMENT: Final = "Invalid argument"
 # Source: QEMU counts the bytes of the table in 31 bits.
 END_MAX: Final = (1 << 31) - 1
+# Not more: entries may lie far apart.
+WINDOW_BYTES: Final = 4096
 
 
 class Found(NamedTuple):
@@ -48,10 +50,11 @@ def read(layer: Layer, header: Header, *, mends: bool) -> Found:
 
 def _read_entries(layer: Layer, header: Header, count: int, remarks: list[str], *, mends: bool) -> Found:
     found: list[Snapshot] = []
+    table = _Bytes(layer, header)
     position = kept_bytes = cut_count = 0
     for index in range(count):
         start = round_up(position, 8)
-        snapshot, end, size = _read_entry(layer, header, start)
+        snapshot, end, size = _read_entry(table, layer.path, header, start)
         if size > EXTRA_DATA_BYTES_MAX:
             if not mends:
                 what = f"Too much extra metadata in snapshot table entry {index}"
@@ -76,15 +79,36 @@ def _failed(reason: str, what: str) -> Found:
     return Found(failure=(f"ERROR failed to read the snapshot table: {reason}", advice, FILE_TOO_LARGE))
 
 
-def _read_entry(layer: Layer, header: Header, start: int) -> tuple[Snapshot, int, int]:
+class _Bytes:
+    """The bytes of the table, a window of them in memory; past the end of the file there are zeroes."""
+
+    def __init__(self, layer: Layer, header: Header) -> None:
+        self._file, self._offset = layer.file, header.snapshot_table_offset
+        self._start, self._held = 0, b""
+
+    def read(self, start: int, length: int) -> tuple[bytes, int]:
+        """Bytes of which so many from `start` on are known. Returns: them, and where in them that is."""
+        if not self._start <= start <= start + length <= self._start + len(self._held):
+            # Past the largest offset there is no file.
+            place = min(self._offset + start, self._file.size_bytes)
+            self._start, self._held = start, self._file.pread(place, max(length, WINDOW_BYTES))
+        return self._held, start - self._start
+
+
+def _read_entry(table: _Bytes, path: str, header: Header, start: int) -> tuple[Snapshot, int, int]:
     """Read one entry, with as much extra data as is allowed. Returns: it, its end, and the size of its extra data."""
-    # Past the end of the file there are zeroes; past the largest offset there is no file.
-    place = min(header.snapshot_table_offset + start, layer.file.size_bytes)
-    fields = SNAPSHOT.integers(layer.file.pread(place, SNAPSHOT.size_bytes))
+    data, at = table.read(start, SNAPSHOT.size_bytes)
+    fields = SNAPSHOT.integers(data, at)
     size, names_bytes = fields["extra_data_size"], fields["id_size"] + fields["name_size"]
-    kept = min(size, EXTRA_DATA_BYTES_MAX)
-    extra = layer.file.pread(place + SNAPSHOT.size_bytes, kept)
-    names = layer.file.pread(min(place + SNAPSHOT.size_bytes + size, layer.file.size_bytes), names_bytes)
-    data = SNAPSHOT.pack(**fields | {"extra_data_size": kept}) + extra + names
-    (snapshot,), _ = snapshots.parse_entries(layer.path, header._replace(snapshot_count=1), data)
-    return snapshot, start + SNAPSHOT.size_bytes + size + names_bytes, size
+    end = start + SNAPSHOT.size_bytes + size + names_bytes
+    if size <= EXTRA_DATA_BYTES_MAX:
+        data, at = table.read(start, end - start)
+    else:
+        kept_bytes = SNAPSHOT.size_bytes + EXTRA_DATA_BYTES_MAX
+        head, at = table.read(start, kept_bytes)
+        extra = head[at + SNAPSHOT.size_bytes : at + kept_bytes]
+        names, at = table.read(end - names_bytes, names_bytes)
+        names = names[at : at + names_bytes]
+        data, at = SNAPSHOT.pack(**fields | {"extra_data_size": EXTRA_DATA_BYTES_MAX}) + extra + names, 0
+    snapshot, _ = snapshots.parse_entry(path, header, data, (0, at))
+    return snapshot, end, size

@@ -98,12 +98,15 @@ def parse_entries(path: str, header: Header, data: bytes) -> tuple[tuple[Snapsho
             raise BrokenTable(
                 path=path, reason=f"Snapshot {index} of {header.snapshot_count} lies past the table's end"
             )
-        snapshot, position = _parse_entry(path, header, data, (index, position))
+        snapshot, position = parse_entry(path, header, data, (index, position))
         snapshots.append(snapshot)
     return tuple(snapshots), position
 
 
-def _parse_entry(path: str, header: Header, data: bytes, place: tuple[int, int]) -> tuple[Snapshot, int]:
+def parse_entry(path: str, header: Header, data: bytes, place: tuple[int, int]) -> tuple[Snapshot, int]:
+    """Read one entry; `place` is its number and where it begins. Returns: it, and where the next one begins.
+    Raises: BrokenTable when it runs past the end of `data` or says too much.
+    """
     index, position = place
     fields = SNAPSHOT.integers(data, position)
     extra_start = position + SNAPSHOT.size_bytes
