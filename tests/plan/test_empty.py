@@ -43,3 +43,24 @@ def test_nothing_is_done_behind_the_end_of_the_file():
     image = image_of("ABC")._replace(file_size_bytes=4 * 512)
     used = Ranges(np.array([0, 9]), np.array([3, 10]))
     assert empty.give_back(image, used) == [Flush(), Zero(1536, 512)]
+
+
+def test_the_last_blocks_that_count_only_each_other_are_spare():
+    # 256 counts a block: of the blocks 0 to 4, 1 lies in its own range, 2 and 3 in that of 1, and 4 in that of 0.
+    table = np.zeros(64, np.uint64)
+    table[:5] = np.array([2, 256, 257, 258, 9], np.uint64) << np.uint64(9)
+    image = image_of("ABC")._replace(refcount_table=table)
+    own = Ranges(np.array([0, 256]), np.array([10, 259]))
+    assert empty.spare_blocks(image, own).tolist() == [1, 2, 3, 4]
+    used = Ranges(np.array([0, 256, 600]), np.array([10, 259, 601]))
+    assert empty.spare_blocks(image, used).tolist() == [3, 4]
+    assert empty.spare_blocks(image, Ranges(np.array([0]), np.array([1100]))).tolist() == []
+
+
+def test_a_block_that_counts_one_which_is_of_use_is_of_use():
+    table = np.zeros(64, np.uint64)
+    # Block 0 lies in the range of block 1.
+    table[:3] = np.array([300, 256, 257], np.uint64) << np.uint64(9)
+    image = image_of("ABC")._replace(refcount_table=table)
+    used = Ranges(np.array([0, 256, 300]), np.array([10, 258, 301]))
+    assert empty.spare_blocks(image, used).tolist() == [2]

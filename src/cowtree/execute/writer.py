@@ -17,7 +17,7 @@ from cowtree.monitor import Monitor, Silent
 from cowtree.plan import commit, empty, pack, put, resize
 from cowtree.plan.put import Fates, Wish
 from cowtree.qcow2 import header as qcow2
-from cowtree.qcow2 import header_writes, writes
+from cowtree.qcow2 import header_writes, refcounts, writes
 from cowtree.qcow2.image import Image, Slice, check_layout
 from cowtree.qcow2.tables import Tables
 from cowtree.steps import Flush, Step, Truncate
@@ -171,14 +171,28 @@ class LayerWriter:
             self._run([*begin, *steps], image)
 
     def give_back(self) -> None:
-        """Cut off the free end of the file, and punch the free clusters before it."""
-        image = self.image
+        """Let refcount blocks go that are of no use, cut off the free end of the file, and punch the free clusters
+        before it.
+        """
+        begin, image = self._begin()
         if image is None:
             return
+        used = self._used_runs(image)
+        spare = empty.spare_blocks(image, used)
+        if len(spare):
+            hosts = refcounts.block_offsets(image.refcount_table)[spare] >> image.header.cluster_bits
+            kept = hosts[~np.isin(hosts // image.geometry.refcount_block_entry_count, spare)]
+            counts = load.load_counts(self.file, image, kept, 0)
+            steps, image = empty.drop_blocks(commit.no_slice(image)._replace(counts=counts), spare)
+            self._run([*begin, *steps], image)
+            used = self._used_runs(image)
+        self._run(empty.give_back(image, used), image)
+
+    def _used_runs(self, image: Image) -> Ranges:
+        """All runs of host clusters that are counted."""
         blocks = (load.read_blocks(self.file, image, block_index) for block_index in load.block_windows(image))
         runs = [empty.used_runs(counts) for counts in blocks]
-        used = Ranges._make(np.concatenate(column) for column in zip(*runs, strict=True))
-        self._run(empty.give_back(image, used), image)
+        return Ranges._make(np.concatenate(column) for column in zip(*runs, strict=True))
 
     def flush(self) -> None:
         """Make durable what was put so far."""

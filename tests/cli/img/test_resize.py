@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.img.differential import run_both, run_cowtree, run_stock
-from tests.qemu import assert_clean, content, qemu_img, qemu_io
+from tests.qemu import assert_clean, check_of, content, qemu_img, qemu_io
 
 MIB = 1 << 20
 SIZE = 3 * MIB
@@ -185,6 +185,16 @@ def test_what_was_cut_off_never_comes_back(tmp_path: Path, shape: str):
         before = before[:size].ljust(size, b"\0")
         assert content(path) == before
         assert_clean(path)
+
+
+def test_a_disk_that_grew_may_shrink_to_the_file_that_it_was(tmp_path: Path):
+    make(tmp_path / "images", "4k")
+    path = tmp_path / "images" / "image"
+    before = check_of(path)["image-end-offset"]
+    for call in ("--preallocation=metadata image 40M", "--shrink image 3M"):
+        assert run_cowtree(tmp_path / "images", "resize", *call.split()).status == 0
+    assert check_of(path)["image-end-offset"] <= before + 64 * 1024
+    assert_clean(path)
 
 
 def test_encrypted_disks_are_resized_with_their_key(tmp_path: Path):
