@@ -27,8 +27,18 @@ def commit_wish(merged: Extents, shown: Extents, after: Extents, past_end: Exten
     return Wish(ex.over(merged, past_end), shown, after, has_backing)
 
 
+def refuse_old_snapshots(image: Image) -> None:
+    """Refuse another disk size while version 2 has snapshots, which there need not say how large the disk was.
+    Raises: Refused in QEMU's words.
+    """
+    if image.snapshots and image.header.version < 3:
+        hint = f"cowtree img snapshot -d {image.snapshots[0].name} {image.path}"
+        raise Refused(reason="Can't resize a v2 image which has snapshots", hint=hint)
+
+
 def refuse_growth(image: Image, size_bytes: int) -> None:
     """Refuse a disk size that the image cannot have. Raises: Refused."""
+    refuse_old_snapshots(image)
     cluster_bytes = image.geometry.cluster_size_bytes
     if image.geometry.l1_entry_count(size_bytes) * L1_ENTRY_BYTES > L1_BYTES_MAX:
         reason = f"{image.path}: a disk of {size_bytes} bytes is too large for clusters of {cluster_bytes} bytes"

@@ -13,6 +13,7 @@ from cowtree import extents as ex
 from cowtree.errors import Refused
 from cowtree.extents import Extents, Mask, Offsets, Ranges
 from cowtree.plan.bitmap import refuse_resize
+from cowtree.plan.commit import refuse_old_snapshots
 from cowtree.plan.create import FALLOC, FILL_BYTES, FULL
 from cowtree.plan.put import (
     Demand,
@@ -38,9 +39,7 @@ def refuse(image: Image, size_bytes: int) -> None:
     """Refuse a disk size that an image cannot have. Raises: Refused in QEMU's words."""
     if size_bytes % SECTOR_BYTES:
         raise Refused(reason=f"The new size must be a multiple of {SECTOR_BYTES}")
-    if image.snapshots and image.header.version < 3:
-        hint = f"cowtree img snapshot -d {image.snapshots[0].name} {image.path}"
-        raise Refused(reason="Can't resize a v2 image which has snapshots", hint=hint)
+    refuse_old_snapshots(image)
     refuse_resize(image.bitmaps)
     if image.geometry.l1_entry_count(size_bytes) * L1_ENTRY_BYTES > L1_BYTES_MAX:
         hint = f"convert {image.path} to an image with larger clusters first"
