@@ -9,6 +9,8 @@ from cowtree.storage.file import LocalFiles
 from tests.cli.img.differential import run_cowtree
 from tests.qemu import qemu_img, run_well
 
+pytestmark = pytest.mark.slow
+
 SECRET = ("--object", "secret,id=s,data=abc")
 KINDS = {
     "luks": ("luks", "", "key-secret=s,iter-time=10"),

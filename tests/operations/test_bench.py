@@ -121,6 +121,7 @@ def test_a_failed_request_leaves_the_image_clean():
     assert_sound(made.files, made.top, is_done=True)
 
 
+@pytest.mark.slow
 def test_writes_can_be_stopped_everywhere():
     made = family("A-0-a", "BC-DE")
     old = guest_view(made.files, made.top)

@@ -387,6 +387,7 @@ LAZY_OPTIONS = (
 
 
 @pytest.mark.parametrize("options", LAZY_OPTIONS)
+@pytest.mark.slow
 def test_counts_that_a_killed_qemu_never_wrote_are_mended(tmp_path: Path, options: str):
     path = tmp_path / "disk"
     qemu_img("create", "-q", "-f", "qcow2", "-o", f"lazy_refcounts=on,{options}", path, "64M")

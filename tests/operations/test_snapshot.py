@@ -168,7 +168,7 @@ def image(folder: Path, options: str, *commands: str, size: str = "1M") -> Path:
     return path
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("bits", [1, 2, 4, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_count_that_is_full_is_refused_before_anything_changes(tmp_path: Path, bits: int):
     path = image(tmp_path, f"refcount_bits={bits}", "write -P 1 0 64k")
     most = (1 << bits) - 1

@@ -9,6 +9,8 @@ import pytest
 from tests.cli.img.differential import read_both, run_both, run_cowtree, run_stock
 from tests.qemu import qemu_img, qemu_io
 
+pytestmark = pytest.mark.slow
+
 SHAPES = {
     "v2": "cluster_size=4k,compat=0.10",
     "v3": "cluster_size=4k",

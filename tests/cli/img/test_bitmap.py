@@ -16,6 +16,8 @@ from tests.crash import assert_sound
 from tests.dirty import AUTO, BITMAPS_EXTENSION, Found, dirty_through_nbd, entry_of, read_bitmaps
 from tests.qemu import assert_clean, qemu_img, qemu_io
 
+pytestmark = pytest.mark.slow
+
 # QEMU calls a node that nobody named by a number that changes; we call it by its path.
 NODE = re.compile(r"#block\d+")
 

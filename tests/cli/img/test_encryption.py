@@ -13,6 +13,8 @@ from cowtree.luks.header import Suite
 from tests.cli.img.differential import Result, run_cowtree, run_stock
 from tests.qemu import COARSE_CLOCK, TRIES, run, run_well
 
+pytestmark = pytest.mark.slow
+
 SECRETS = ("--object", "secret,id=s,data=correct horse", "--object", "secret,id=wrong,data=battery staple")
 QCOW2 = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
 LUKS = "key-secret=s,iter-time=10"

@@ -19,6 +19,7 @@ KINDS = (
     *(("vpc", f"subformat={each}") for each in ("dynamic", "fixed")),
     *(("vdi", f"static={each}") for each in ("off", "on")),
 )
+pytestmark = pytest.mark.slow
 by_kind = pytest.mark.parametrize(("image_format", "options"), KINDS)
 
 

@@ -8,6 +8,8 @@ import pytest
 from tests.cli.img.differential import read_both, run_stock
 from tests.qemu import qemu_img, qemu_io
 
+pytestmark = pytest.mark.slow
+
 FORMS = (
     *("cluster_size=512", "cluster_size=4k", "", "cluster_size=2M", "compat=0.10", "refcount_bits=1"),
     *("refcount_bits=64,cluster_size=1k", "extended_l2=on", "extended_l2=on,cluster_size=16k", "lazy_refcounts=on"),

@@ -8,6 +8,8 @@ import pytest
 from tests.cli.img.differential import run_both, run_cowtree, run_stock
 from tests.qemu import assert_clean, check_of, content, qemu_img, qemu_io
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 SIZE = 3 * MIB
 SHAPES = {

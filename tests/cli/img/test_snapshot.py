@@ -17,6 +17,8 @@ from tests.cli.img.differential import Both, content_of, held, read_both, run_bo
 from tests.cli.img.zoo import EXTRA_DATA, SNAPSHOTS_OFFSET, field, patch
 from tests.qemu import qemu_img, qemu_io
 
+pytestmark = pytest.mark.slow
+
 SIZE_OFFSET = 24
 WRITES = ("write -P 1 0 300k", "write -P 2 900k 50k", "write -z 128k 64k")
 LATER = ("write -P 3 100k 500k", "write -z 0 64k", "discard 900k 64k")
