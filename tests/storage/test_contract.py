@@ -289,6 +289,29 @@ def test_a_renamed_file_keeps_its_identity_and_replaces_the_other(files, path, t
         files.open(path, Access.READ)
 
 
+def test_a_link_is_another_name_of_the_same_file(files, path, tmp_path):
+    other, third = str(tmp_path / "other"), str(tmp_path / "third")
+    make(files, path, b"abc")
+    files.link(path, other)
+    assert files.identity(other) == files.identity(path)
+    make(files, third, b"new")
+    files.rename(third, path)
+    file = files.open(other, Access.READ)
+    assert file.pread(0, 3) == b"abc"
+    file.close()
+    assert files.identity(other) != files.identity(path)
+
+
+def test_a_link_takes_no_name_that_is_taken_and_needs_a_file(files, path, tmp_path):
+    other = str(tmp_path / "other")
+    for code, made in ((errno.ENOENT, []), (errno.EEXIST, [path, other])):
+        for each in made:
+            make(files, each, b"abc")
+        with pytest.raises(StorageFailed) as caught:
+            files.link(path, other)
+        assert (caught.value.facts["path"], caught.value.facts["errno"]) == (other, code)
+
+
 def test_a_handle_outlives_its_name(files, path, file):
     file.pwrite(0, b"abc")
     files.unlink(path)

@@ -10,6 +10,7 @@ from cowtree.storage.recording import (
     Created,
     Event,
     FolderSynced,
+    Linked,
     Opened,
     RecordingFiles,
     Renamed,
@@ -160,6 +161,13 @@ def test_what_is_not_durable_at_the_end_is_named():
     assert find_undurable(log) == log[3:]
     assert find_undurable([*log, Synced(1), FolderSynced(".")]) == log[5:]
     assert find_undurable([*log, Synced(1), FolderSynced("."), FolderSynced("x")]) == []
+
+
+def test_a_link_is_there_or_not_and_a_replaced_name_never_misses():
+    log: list[Event] = [Opened("old", 1), Opened("new", 2), Linked("kept", 1), Renamed("new", "old", 2)]
+    states = [sorted(state.files.snapshot().items()) for state in durable_states({"old": b"o", "new": b"n"}, log, 0)]
+    before, after, kept = [("new", b"n"), ("old", b"o")], [("old", b"n")], ("kept", b"o")
+    assert sorted(states) == sorted([before, [kept, *before], after, [kept, *after]])
 
 
 def test_the_same_seed_gives_the_same_states():

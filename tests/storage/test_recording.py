@@ -10,6 +10,7 @@ from cowtree.storage.memory import MemoryFiles
 from cowtree.storage.recording import (
     Created,
     FolderSynced,
+    Linked,
     Opened,
     RecordingFiles,
     Renamed,
@@ -37,6 +38,7 @@ def test_everything_that_a_power_cut_could_undo_is_logged_in_order():
     new.flush()
     files.rename("b", "c")
     files.sync_folder(".")
+    files.link("c", "d")
     files.unlink("a")
     assert files.log == [
         Opened("a", 1),
@@ -49,6 +51,7 @@ def test_everything_that_a_power_cut_could_undo_is_logged_in_order():
         Synced(2),
         Renamed("b", "c", 2),
         FolderSynced("."),
+        Linked("d", 2),
         Unlinked("a", 1),
     ]
 

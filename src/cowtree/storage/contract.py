@@ -102,6 +102,9 @@ class FileSystem(Protocol):
     def rename(self, source: str, target: str) -> None:
         """Replace `target` by `source` in one step; durable after `sync_folder`."""
 
+    def link(self, source: str, target: str) -> None:
+        """Give a file another name; durable after `sync_folder`. Raises: StorageFailed when that name is taken."""
+
     def unlink(self, path: str) -> None:
         """Remove a name; durable after `sync_folder`."""
 

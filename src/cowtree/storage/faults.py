@@ -94,6 +94,10 @@ class FaultyFiles(PassingFiles):
         """Replace `target` by `source`, or fail."""
         self.act(Call("rename", source, target), lambda: self.inner.rename(source, target))
 
+    def link(self, source: str, target: str) -> None:
+        """Give a file another name, or fail."""
+        self.act(Call("link", source, target), lambda: self.inner.link(source, target))
+
     def unlink(self, path: str) -> None:
         """Remove a name, or fail."""
         self.act(Call("unlink", path), lambda: self.inner.unlink(path))

@@ -86,6 +86,11 @@ class LocalFiles:
         with _failing(source, "rename"):
             os.rename(source, target)
 
+    def link(self, source: str, target: str) -> None:
+        """Give a file another name."""
+        with _failing(target, "link"):
+            os.link(source, target)
+
     def unlink(self, path: str) -> None:
         """Remove a name."""
         with _failing(path, "remove"):

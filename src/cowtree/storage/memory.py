@@ -142,14 +142,16 @@ class MemoryFiles:
 
     @classmethod
     def of_pages(cls, pages: Mapping[str, Pages]) -> "MemoryFiles":
-        """A world that takes these arrays over as its files."""
+        """A world that takes these arrays over as its files; names of the same array are names of one file."""
         files = cls()
-        files._nodes = {os.path.normpath(path): files._new_node(each) for path, each in pages.items()}
+        nodes = {id(each): files._new_node(each) for each in pages.values()}
+        files._nodes = {os.path.normpath(path): nodes[id(each)] for path, each in pages.items()}
         return files
 
     def pages(self) -> dict[str, Pages]:
         """A copy of all files that costs next to nothing."""
-        return {path: node.pages.copy() for path, node in self._nodes.items()}
+        copies = {node.number: node.pages.copy() for node in self._nodes.values()}
+        return {path: copies[node.number] for path, node in self._nodes.items()}
 
     def copy(self) -> "MemoryFiles":
         """The same files in a world of their own, where nobody has any of them open."""
@@ -158,8 +160,10 @@ class MemoryFiles:
         return other
 
     def key(self) -> tuple[object, ...]:
-        """Equal for worlds with the same names and bytes."""
-        return tuple((path, self._nodes[path].pages.key()) for path in sorted(self._nodes))
+        """Equal for worlds with the same names and bytes, where the same names mean one file."""
+        first: dict[int, str] = {}
+        names = [(path, first.setdefault(self._nodes[path].number, path)) for path in sorted(self._nodes)]
+        return tuple((*both, self._nodes[both[0]].pages.key()) for both in names)
 
     def held(self) -> list[str]:
         """The paths under which somebody has a file open."""
@@ -195,6 +199,14 @@ class MemoryFiles:
         """Replace `target` by `source`."""
         node = self._named(source, "rename")
         del self._nodes[os.path.normpath(source)]
+        self._nodes[os.path.normpath(target)] = node
+
+    def link(self, source: str, target: str) -> None:
+        """Give a file another name."""
+        node = self._nodes.get(os.path.normpath(source))
+        code = errno.ENOENT if node is None else errno.EEXIST if os.path.normpath(target) in self._nodes else 0
+        if node is None or code:
+            raise StorageFailed(path=target, action="link", reason=os.strerror(code), errno=code)
         self._nodes[os.path.normpath(target)] = node
 
     def unlink(self, path: str) -> None:

@@ -32,6 +32,10 @@ class PassingFiles:
         """Replace `target` by `source`."""
         self.inner.rename(source, target)
 
+    def link(self, source: str, target: str) -> None:
+        """Give a file another name."""
+        self.inner.link(source, target)
+
     def unlink(self, path: str) -> None:
         """Remove a name."""
         self.inner.unlink(path)

@@ -16,6 +16,7 @@ from cowtree.storage.recording import (
     Created,
     Event,
     FolderSynced,
+    Linked,
     Opened,
     Renamed,
     Synced,
@@ -32,7 +33,7 @@ RANDOM_COUNT: Final = 6
 TEAR_COUNT_MAX: Final = 6
 
 Content = Wrote | Zeroed | Truncated
-Naming = Created | Renamed | Unlinked
+Naming = Created | Renamed | Linked | Unlinked
 
 
 class State(NamedTuple):
@@ -161,7 +162,13 @@ def _file_of(event: Event) -> int:
 
 
 def _folder_of(event: Event) -> str:
-    path = event.target if isinstance(event, Renamed) else event.path if isinstance(event, Created | Unlinked) else ""
+    path = (
+        event.target
+        if isinstance(event, Renamed)
+        else event.path
+        if isinstance(event, Created | Linked | Unlinked)
+        else ""
+    )
     return os.path.dirname(path) or "."
 
 
@@ -178,10 +185,12 @@ def _write(content: dict[int, Pages], event: Event) -> None:
 
 def _name(names: dict[str, int], event: Event) -> None:
     match event:
-        case Created(path, file):
+        case Created(path, file) | Linked(path, file):
             names[path] = file
-        case Renamed(_, target, file):
-            for name in [name for name, held in names.items() if held == file]:
+        case Renamed(source, target, file):
+            # Without the event that gave it this name, the file is still where it was before.
+            is_there = names.get(source) == file
+            for name in [source] if is_there else [name for name, held in names.items() if held == file]:
                 del names[name]
             names[target] = file
         case Unlinked(path, file):

@@ -62,6 +62,13 @@ class Renamed(NamedTuple):
     file: int
 
 
+class Linked(NamedTuple):
+    """The file got one more name."""
+
+    path: str
+    file: int
+
+
 class Unlinked(NamedTuple):
     """A name of the file is gone."""
 
@@ -75,7 +82,7 @@ class FolderSynced(NamedTuple):
     path: str
 
 
-Event = Opened | Created | Wrote | Zeroed | Truncated | Synced | Renamed | Unlinked | FolderSynced
+Event = Opened | Created | Wrote | Zeroed | Truncated | Synced | Renamed | Linked | Unlinked | FolderSynced
 
 
 class RecordingFiles(PassingFiles):
@@ -109,6 +116,12 @@ class RecordingFiles(PassingFiles):
         number = self._meet(source) if self._is_there(source) else 0
         self.inner.rename(source, target)
         self.log.append(Renamed(os.path.normpath(source), os.path.normpath(target), number))
+
+    def link(self, source: str, target: str) -> None:
+        """Give a file another name and log it."""
+        number = self._meet(source) if self._is_there(source) else 0
+        self.inner.link(source, target)
+        self.log.append(Linked(os.path.normpath(target), number))
 
     def unlink(self, path: str) -> None:
         """Remove a name and log it."""
