@@ -1,5 +1,6 @@
 """Owns the images that are measured: real ones made by qemu-io, and a huge sparse one written table by table."""
 
+import os
 import random
 import subprocess
 from pathlib import Path
@@ -45,6 +46,23 @@ def make_pair(folder: Path) -> tuple[Path, Path]:
     scatter(base, 1)
     qemu_img("create", "-f", "qcow2", "-b", base.name, "-F", "qcow2", overlay)
     scatter(overlay, 2)
+    return base, overlay
+
+
+def make_dense(folder: Path, *, in_overlay: bool) -> tuple[Path, Path]:
+    """A base and an overlay, one of which holds 1 GiB in one piece that is on disk and not in memory.
+    Returns: base and overlay.
+    """
+    base, overlay = folder / "base.qcow2", folder / "overlay.qcow2"
+    qemu_img("create", "-f", "qcow2", base, str(SCATTERED_DISK_BYTES))
+    qemu_img("create", "-f", "qcow2", "-b", base.name, "-F", "qcow2", overlay)
+    filled = overlay if in_overlay else base
+    words = ["qemu-io", "-f", "qcow2", "-c", f"write -q -P 65 {GIB} {GIB}", str(filled)]
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+    with filled.open("rb") as file:
+        os.fsync(file.fileno())
+        # To let go of pages takes btrfs a second, whoever makes it do so.
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return base, overlay
 
 

@@ -5,16 +5,21 @@ Exits with 1 when a promise is not kept.
 
 import compileall
 import shutil
+import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import cowtree
-from bench.images import make_filled, make_huge, make_pair, qemu_img, scatter_runs
+from bench.images import make_dense, make_filled, make_huge, make_pair, qemu_img, scatter_runs
 from bench.timing import Candidate, in_turn, measure
-from cowtree.units import MIB, format_size
+from cowtree.operations.merge import Outcome, commit, pull
+from cowtree.storage.file import LocalFiles
+from cowtree.units import GIB, MIB, format_size
+from tests.mounts import KINDS, mounted, used_bytes
 
 BIN = Path(sys.executable).parent
 COWTREE = (BIN / "cowtree", "img")
@@ -25,6 +30,9 @@ START_ROUND_COUNT = 25
 MERGE_RATIO_MAX = 0.6
 START_RATIO_MAX = 3.0
 SNAPSHOT_RATIO_MAX = 1.0
+CLONE_DISK_BYTES = 3 * GIB
+CLONE_S_MAX = 0.1
+CLONE_TABLE_BYTES_MAX = 2 * MIB
 PEAK_BYTES_MAX = 256 * MIB
 
 
@@ -88,9 +96,16 @@ def snapshots(folder: Path) -> list[Promise]:
             )
             ratio, text = in_turn(ours, theirs, ROUND_COUNT)
             name = f"snapshot {verb} of 100 GiB with a million clusters, {image.stem}"
+            text += f"; numpy alone {_numpy_s():.3f} s"
             found.append(Promise(name, text, ratio <= SNAPSHOT_RATIO_MAX))
             measure(Candidate((*COWTREE, "snapshot", option, "bench", image)))
     return found
+
+
+def _numpy_s() -> float:
+    """How long an interpreter takes that imports numpy, as we do, and nothing else: docs/decisions/0005-start-up.md."""
+    words = ("env", "OPENBLAS_NUM_THREADS=1", BIN / "python3", "-c", "import numpy")
+    return statistics.median(measure(Candidate(words)).wall_s for _ in range(ROUND_COUNT))
 
 
 def start_up(folder: Path) -> list[Promise]:
@@ -100,6 +115,38 @@ def start_up(folder: Path) -> list[Promise]:
     ours, theirs = Candidate((*COWTREE, "info", path)), Candidate((BIN / "python3", "-c", "pass"))
     ratio, text = in_turn(ours, theirs, START_ROUND_COUNT)
     return [Promise("img info, against python3 -c pass", text, ratio <= START_RATIO_MAX)]
+
+
+def clones(folder: Path) -> list[Promise]:
+    """Commit and pull of 1 GiB that lies in one piece, where files can share blocks; in a Python that runs already."""
+    found = []
+    for kind in KINDS:
+        with mounted(kind, folder, CLONE_DISK_BYTES) as place:
+            for name, merge in (("commit", commit), ("pull", pull)):
+                times_s, taken = zip(*(_clone_once(place, merge) for _ in range(ROUND_COUNT)), strict=True)
+                # What others do to a shared machine only adds to it.
+                text = (
+                    f"{min(times_s):.3f} s at best of {ROUND_COUNT}, {statistics.median(times_s):.3f} s in the middle"
+                )
+                text += f", {format_size(max(*taken, 0))} of new blocks"
+                is_kept = min(times_s) < CLONE_S_MAX and max(taken) < CLONE_TABLE_BYTES_MAX
+                found.append(Promise(f"{name} of 1 GiB by clone on {kind}", text, is_kept))
+    return found
+
+
+def _clone_once(place: Path, merge: Callable[[LocalFiles, str], Outcome]) -> tuple[float, int]:
+    """Merge fresh images. Returns: how many seconds it took, and how many bytes more are in use then."""
+    base, overlay = make_dense(place, in_overlay=merge is commit)
+    before = used_bytes(place)
+    start_s = time.monotonic()
+    moved_bytes = merge(LocalFiles(), str(overlay)).moved_bytes
+    wall_s = time.monotonic() - start_s
+    taken = used_bytes(place) - before
+    if moved_bytes != GIB:
+        raise SystemExit(f"bench: {moved_bytes} bytes were moved")
+    base.unlink()
+    overlay.unlink()
+    return wall_s, taken
 
 
 def memory(folder: Path) -> list[Promise]:
@@ -121,6 +168,7 @@ def main(names: list[str]) -> int:
     benches: dict[str, Callable[[Path], list[Promise]]] = {
         "speed": merge_speed,
         "snapshots": snapshots,
+        "clones": clones,
         "start": start_up,
         "memory": memory,
     }

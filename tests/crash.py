@@ -30,6 +30,8 @@ from cowtree.storage.recording import Event, RecordingFiles
 Operation = Callable[[FileSystem], object]
 Check = Callable[[MemoryFiles, bool], None]
 
+# What may be done in part.
+LONG_CALLS: Final = ("pwrite", "clone")
 ERRORS: Final = (errno.ENOSPC, errno.EIO)
 
 
@@ -103,10 +105,10 @@ def run_through(trial: Trial) -> Stopped:
 
 
 def kill_everywhere(trial: Trial) -> None:
-    """Kill the operation before and after every call that changes something, and in the middle of every write."""
+    """Kill the operation before and after every call that changes something, and in the middle of every long one."""
     calls = run_through(trial).calls
     for number, call in enumerate(calls):
-        moments = [BEFORE] + [MIDDLE] * (call.name == "pwrite") + [AFTER] * (number == len(calls) - 1)
+        moments = [BEFORE] + [MIDDLE] * (call.name in LONG_CALLS) + [AFTER] * (number == len(calls) - 1)
         for moment in moments:
             stopped = trial.run(Fault(number, moment=moment))
             assert isinstance(stopped.error, Killed), f"call {number} was not made again: {call}"
@@ -134,7 +136,7 @@ def fail_everywhere(trial: Trial) -> None:
 
 def _faults(number: int, call: Call) -> Iterator[Fault]:
     for code, is_sticky in itertools.product(ERRORS, (False, True)):
-        for moment in [BEFORE] + [MIDDLE] * (call.name == "pwrite"):
+        for moment in [BEFORE] + [MIDDLE] * (call.name in LONG_CALLS):
             yield Fault(number, code, moment, is_sticky)
 
 

@@ -93,8 +93,8 @@ class RandomLayer(NamedTuple):
 
 def random_chain(folder: Path, seed: int, layer_count: int | None = None) -> RandomChain:
     """Make a chain of 1 to 8 layers: random writes, zeroes and discards, compressed clusters, internal snapshots,
-    preallocation, cluster sizes of 512 B to 2 MiB, both versions, sizes that are no multiple of a cluster, and overlays
-    shorter and longer than their base.
+    preallocation, subclusters, cluster sizes of 512 B to 2 MiB, both versions, sizes that are no multiple of a cluster,
+    and overlays shorter and longer than their base.
     """
     choose = random.Random(seed)
     noise = folder / "noise"
@@ -124,6 +124,7 @@ def _create_random_layer(choose: random.Random, path: Path, below: RandomChain) 
         refcount_bits = 1 << choose.randint(0, 6)
         options += f",compat=1.1,refcount_bits={refcount_bits}"
         options += choose.choice(["", ",lazy_refcounts=on", ",compression_type=zstd"])
+        options += ",extended_l2=on" * (cluster >= 1 << 14 and choose.random() < 0.4)
     backing = ["-b", below.top.name, "-F", below.formats[-1]] if below.paths else []
     is_preallocated = not backing and choose.random() < 0.3
     options += ",preallocation=metadata" * is_preallocated

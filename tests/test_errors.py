@@ -79,7 +79,7 @@ def test_only_a_cluster_that_cannot_be_inflated_exits_as_its_parent_does():
         (UnknownFeature(path="a", features="x, y"), "a: Unsupported qcow2 feature(s): x, y"),
         (MarkedCorrupt(path="a"), "a: Image is corrupt; cannot be opened read/write"),
         (MissingImage(path="a", reason="gone", overlay="b"), "a: gone (it backs b)"),
-        (LoopInChain(path="a", backing="b"), "a: backing file 'b' loops back to a layer above it"),
+        (LoopInChain(path="a", backing="b"), "a: Backing file 'b' creates an infinite loop."),
         (NotInChain(path="a", wanted="b"), "a: Did not find 'b' in the backing chain of 'a'"),
         (Refused(reason="no"), "no"),
         (

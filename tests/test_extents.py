@@ -5,6 +5,8 @@ from collections.abc import Iterable
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cowtree import extents as ex
 from cowtree.extents import Extents, Ranges
@@ -128,3 +130,23 @@ def test_extents_are_chosen_by_kind_and_moved_to_a_layer():
     assert both.of_kind(*ex.ZEROES).start.tolist() == [4]
     assert both.on_layer(9).layer.tolist() == [9, 9]
     assert both.total_bytes == 8
+
+
+@given(st.lists(st.tuples(st.integers(0, 300), st.integers(1, 40)), max_size=6), st.sampled_from([1, 8, 32]))
+def test_a_range_is_widened_to_the_units_that_it_touches(pairs, unit):
+    start = np.array(sorted(first for first, _ in pairs), np.int64)
+    stop = start + np.array([length for _, length in pairs], np.int64)
+    touched = {
+        at // unit for first, last in zip(start.tolist(), stop.tolist(), strict=True) for at in range(first, last)
+    }
+    found = ex.widen(Ranges(start, stop), unit)
+    assert {at // unit for at in ex.integers(found).tolist()} == touched
+    assert found.total_bytes == len(touched) * unit
+    assert (found.start[1:] > found.stop[:-1]).all()
+
+
+@given(st.lists(st.integers(-5, 9)), st.lists(st.integers(-5, 9)))
+def test_values_are_told_apart_and_found_as_in_sets(values, others):
+    one, other = np.array(values, np.int64), ex.distinct(np.array(others, np.int64))
+    assert other.tolist() == sorted(set(others))
+    assert ex.is_among(one, other).tolist() == [value in others for value in values]

@@ -15,10 +15,14 @@
     │   ├── MissingImage        11  a file of the chain cannot be opened
     │   ├── LoopInChain         12  a file backs itself, directly or through others
     │   ├── ChainTooDeep        13  more than 256 layers
-    │   └── NotInChain          14  a named base or top is not a layer of this chain
+    │   ├── NotInChain          14  a named base or top is not a layer of this chain
+    │   └── StaleBase           20  a base was changed after an overlay was made of it
     ├── Refused                 15  sound images, legal words, but the act would lose data
     ├── ImageLocked             16  another process has the image open
-    └── StorageFailed           17  the system refused: no space, input/output error, no permission
+    ├── StorageFailed           17  the system refused: no space, input/output error, no permission
+    ├── CatalogError            19  the catalogue of pools, bases and merges cannot be read or written
+    ├── BrokenJournal           21  what was written down of a half-done merge cannot be understood
+    └── ProofFailed             22  a guest would see something else than before the merge
 
 The number is the exit status of cowtree's own commands; `cowtree img` exits as qemu-img does. Facts are fields,
 `text` says what is wrong and where, `hint` what to do next.
@@ -169,7 +173,7 @@ class LoopInChain(ChainError):
     """A file backs itself."""
 
     exit_status = 12
-    text = "backing file '{backing}' loops back to a layer above it"
+    text = "Backing file '{backing}' creates an infinite loop."
     hint = "cowtree img rebase -u -b RIGHT_BASE -F FORMAT {path}"
 
 
@@ -187,6 +191,14 @@ class NotInChain(ChainError):
     exit_status = 14
     text = "Did not find '{wanted}' in the backing chain of '{path}'"
     hint = "cowtree img info --backing-chain {path}"
+
+
+class StaleBase(ChainError):
+    """A base was changed after an overlay was made of it. Facts: path of the overlay; base."""
+
+    exit_status = 20
+    text = "base was changed after this overlay was made: {base}"
+    hint = "look whether what it shows is still right, then: cowtree verify --accept {path}"
 
 
 class Refused(CowtreeError):
@@ -209,3 +221,26 @@ class StorageFailed(PlacedError):
     exit_status = 17
     text = "{action} failed: {reason}"
     hint = "check space and health of the disk, then run the same command again: it goes on where it stopped"
+
+
+class CatalogError(PlacedError):
+    """The catalogue cannot be read or written; no image suffers from that."""
+
+    exit_status = 19
+    hint = "see who owns {path} and who may write it, or name another one with --catalog FILE"
+
+
+class BrokenJournal(PlacedError):
+    """What was written down of a half-done merge cannot be understood."""
+
+    exit_status = 21
+    text = "this is no journal of a merge: {reason}"
+    hint = "move it away; every image that a guest uses is whole, and the merge can be planned anew"
+
+
+class ProofFailed(PlacedError):
+    """A digest of what a guest sees differs after a merge."""
+
+    exit_status = 22
+    text = "shows something else than before the merge: {reason}"
+    hint = "do not start its guest; cowtree undo"

@@ -5,6 +5,10 @@ import re
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 SECTOR_BYTES = 512
 
+SIZE_WANTED = (
+    "expects a non-negative number below 2^64\n"
+    "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively."
+)
 _SUFFIXES = "bkmgtpe"
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _SIZE_BYTES_MAX = (1 << 63) - 1

@@ -11,7 +11,7 @@ from cowtree.errors import ChainError
     [
         ("a", "a", None),
         ("d/a:b", "d/a:b", None),
-        ("file:a:b", "a:b", None),
+        ("file:a:b", "./a:b", None),
         ("json:{'file.filename':'json:{}'}", "json:{}", None),
         ('json:{"driver":"qcow2","file":{"driver":"file","filename":"a"}}', "a", "qcow2"),
         ('json:{"driver":"file","filename":"a"}', "a", "raw"),
@@ -22,7 +22,7 @@ def test_a_name_leads_to_a_file(name: str, path: str, image_format: str | None):
 
 
 def test_a_path_with_a_colon_has_a_name():
-    assert [parse(plain_name(path)).path for path in ("a", "a:b", "file:a")] == ["a", "a:b", "file:a"]
+    assert [parse(plain_name(path)).path for path in ("a", "a:b", "file:a")] == ["a", "./a:b", "./file:a"]
     assert parse(name_of({"driver": "raw", "file.filename": "a"})).path == "a"
 
 
@@ -48,7 +48,7 @@ def test_options_that_count_are_known():
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("nbd://host/a", "Unknown protocol 'nbd'"),
+        ("nbd://host/a", "What an NBD server exports cannot be opened by its address"),
         ("json:{'driver':'nbd'}", "Unknown driver 'nbd'"),
         ("json:{'driver':'qcow2'}", 'A block device must be specified for "file"'),
         ("json:{}", "Must specify either driver or file"),

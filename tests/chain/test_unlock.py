@@ -3,6 +3,7 @@
 import pytest
 
 from cowtree.chain import gate
+from cowtree.chain.address import name_of
 from cowtree.chain.view import open_chain
 from cowtree.errors import Locked
 from cowtree.storage.file import LocalFiles
@@ -99,3 +100,19 @@ def test_a_chain_of_encrypted_layers_is_committed(tmp_path, monkeypatch):
         qemu_img("compare", *SECRET, "--image-opts", words, "driver=raw,file.filename=before")
         qemu_img("check", *SECRET, "--image-opts", words)
     assert b"B" * 4096 not in (tmp_path / "base").read_bytes()
+
+
+def test_a_layer_can_be_asked_for_its_key_before_anything_is_read(image):
+    path, _ = image
+    image_format = "luks" if path.name == "luks" else "qcow2"
+    files, prefix = LocalFiles({"s": b"abc"}), "" if image_format == "luks" else "encrypt."
+    name = name_of({"driver": image_format, "file.filename": str(path), f"{prefix}key-secret": "s"})
+    gate.open_readable(files, name).close()
+    for act in (gate.open_readable, lambda files, name: gate.check_key(files, gate.open_alone(files, name))):
+        with pytest.raises(Locked, match="key-secret' is required for cipher") as caught:
+            act(files, str(path))
+        assert caught.value.facts["name"] == str(path)
+    layer = gate.open_alone(files, name)
+    gate.check_key(files, layer)
+    gate.check_key(files, gate.unlock(files, layer, "s"))
+    layer.close()

@@ -214,3 +214,28 @@ def test_what_a_chain_is_made_of_can_be_replaced():
     assert chain.size_bytes == 2048
     chain.close()
     made.files.open(made.names[2], Access.WRITE).close()
+
+
+def test_what_cannot_be_known_of_a_layer_that_is_salvaged_is_lost_and_hides_what_lies_below():
+    made = family("AB-C", "DDDD")
+    top = open_chain(made.files, made.top)
+    image = top.images[0]
+    top.close()
+    assert image is not None
+    table = int(tables.table_offsets(image.l1)[0])
+    file = made.files.open(made.top, Access.WRITE)
+    file.pwrite(table + 8, (1 << 63 | 1 << 40).to_bytes(8, "big"))
+    told: list[tuple[int, str]] = []
+    with pytest.raises(BrokenTable):
+        resolve(open_chain(made.files, made.top, access=Access.SHARED), 0, 4 * CLUSTER_BYTES)
+    chain = open_chain(made.files, made.top, access=Access.SHARED, salvage=lambda at, why: told.append((at, why)))
+    seen = resolve(chain, 0, chain.size_bytes)
+    assert seen.kind.tolist() == [ex.DATA, ex.LOST, ex.DATA, ex.DATA]
+    assert seen.layer.tolist() == [0, 0, 1, 0]
+    assert not told
+    # A table that nobody finds: all that it maps is lost.
+    file.pwrite(image.header.l1_table_offset, (1 << 63 | 1 << 40).to_bytes(8, "big"))
+    chain = open_chain(made.files, made.top, access=Access.SHARED, salvage=lambda at, why: told.append((at, why)))
+    seen = resolve(chain, 0, chain.size_bytes)
+    assert (seen.kind.tolist(), seen.length.tolist()) == ([ex.LOST], [4 * CLUSTER_BYTES])
+    file.close()

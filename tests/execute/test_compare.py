@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from cowtree import extents as ex
-from cowtree.chain.view import Chain, open_chain
-from cowtree.execute.compare import differences, differing
+from cowtree.chain.view import Chain, open_chain, resolve
+from cowtree.execute.compare import differences, differing, sift
 from cowtree.execute.read import PAGE_BYTES
 from cowtree.extents import Ranges
+from cowtree.monitor import Counting
 from cowtree.plan.create import NewImage
 from cowtree.storage.contract import Access
 from cowtree.storage.file import LocalFiles
@@ -157,3 +158,35 @@ def test_the_first_difference_is_found_without_reading_all(tmp_path: Path):
     found = next(differences(files[0][0], files[1][0], ex.one_range(0, size), 512))
     assert pairs(found) == [(0, 512)]
     assert all(file.read_bytes <= 3 * PAGE_BYTES for _, counted in files for file in counted)
+
+
+def sifted(top: str, base: str, unit: int = CLUSTER_BYTES) -> tuple[list[tuple[int, int]], ...]:
+    """Sift what the top holds from what its base shows. Returns: the clusters that differ, and those that are not 0."""
+    made = family(top, base)
+    chain = open_chain(made.files, made.top)
+    try:
+        below, counting = chain.below(1), Counting()
+        own, shown = (resolve(each, 0, chain.size_bytes, last=1).of_kind(*ex.BYTES) for each in (chain, below))
+        found = sift((chain, own), (below, shown), ex.merge_ranges(own.ranges), unit, counting)
+        assert counting.moved_bytes == ex.widen(own.ranges, unit).total_bytes
+    finally:
+        chain.close()
+    return tuple(
+        [
+            (first // CLUSTER_BYTES, last // CLUSTER_BYTES)
+            for first, last in zip(*map(np.ndarray.tolist, each), strict=True)
+        ]
+        for each in found
+    )
+
+
+def test_one_reading_tells_what_differs_and_what_is_not_zero():
+    assert sifted("AB-aC", "AA0A-") == ([(1, 2), (4, 5)], [(0, 2), (3, 5)])
+
+
+def test_a_unit_counts_when_one_of_its_clusters_does():
+    assert sifted("AA-C", "AAB-", 2 * CLUSTER_BYTES) == ([(2, 4)], [(0, 4)])
+
+
+def test_nothing_is_sifted_where_nothing_is_held():
+    assert sifted("--", "AB") == ([], [])

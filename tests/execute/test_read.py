@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from cowtree import extents as ex
 from cowtree.chain import gate
 from cowtree.chain.view import Chain, open_chain, resolve
-from cowtree.errors import BrokenCluster, BrokenTable
-from cowtree.execute.read import PAGE_BYTES, ahead, fetch, pages, portions, prefetch
+from cowtree.errors import BrokenCluster, BrokenTable, StorageFailed
+from cowtree.execute.read import PAGE_BYTES, UNREADABLE, ahead, fetch, pages, portions, prefetch
 from cowtree.extents import Ranges
 from cowtree.qcow2.compression import deflate
 from cowtree.qcow2.header import ZLIB, ZSTD
@@ -201,3 +201,31 @@ def test_a_cut_compressed_cluster_ends_with_our_error(kind: int):
     for length in range(0, len(stored) - 16, 7):
         with pytest.raises(BrokenCluster):
             read_packed(chain, stored[:length])
+
+
+class Scratched(PassingFile):
+    """A file of which some bytes cannot be read."""
+
+    def preadv(self, offset: int, buffers) -> None:
+        """Fill the buffers, unless a bad byte is among what is asked for."""
+        if any(offset <= bad < offset + sum(map(len, buffers)) for bad in (700, 5000, 5600)):
+            raise StorageFailed(path=self.path, action="read", reason="bad sector")
+        self.inner.preadv(offset, buffers)
+
+
+def test_of_a_salvaged_layer_only_the_sectors_that_cannot_be_read_are_lost():
+    data = bytes(range(1, 201)) * 41
+    chain, told = raw_chain(data[:8192]), list[tuple[int, str]]()
+    layer = chain.top._replace(file=Scratched(chain.top.file), origin=0)
+    parts = ex.concatenate([ex.single(512, 6144, ex.DATA, host_offset=512), ex.single(6144, 7168, ex.LOST)])
+    buffer = memoryview(bytearray(b"x" * 6656))
+    with pytest.raises(StorageFailed):
+        fetch(chain.with_layer(0, layer), parts, parts.start - 512, buffer)
+    salvaged = layer._replace(salvage=lambda offset, reason: told.append((offset, reason)))
+    fetch(chain.with_layer(0, salvaged), parts, parts.start - 512, buffer)
+    bad = {512: "bad sector", 4608: "bad sector", 5120: "bad sector", 6144: UNREADABLE, 6656: UNREADABLE}
+    assert dict(told) == bad
+    expected = bytearray(data[512:7168])
+    for offset in dict(told):
+        expected[offset - 512 : offset] = bytes(512)
+    assert buffer == expected

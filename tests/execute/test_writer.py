@@ -14,7 +14,7 @@ from cowtree.execute.writer import LayerWriter
 from cowtree.monitor import Counting
 from cowtree.operations.create import create
 from cowtree.plan.create import NewImage
-from cowtree.plan.put import Wish
+from cowtree.plan.put import Bill, Wish
 from cowtree.qcow2 import header as qcow2
 from cowtree.qcow2 import tables
 from cowtree.qcow2.image import Image
@@ -77,7 +77,7 @@ def test_nothing_to_put_leaves_the_file_as_it_is():
     before = made.files.snapshot()
     with writing(made) as writer:
         nothing = Wish(ex.empty(), ex.empty(), ex.empty(), True)
-        assert writer.survey(nothing, 0, 2048) == 0
+        assert writer.survey(nothing, 0, 2048) == Bill()
         writer.put(nothing, 0, 2048)
         writer.finish()
     assert made.files.snapshot() == before
@@ -89,7 +89,7 @@ def test_a_survey_tells_what_a_put_moves_and_changes_nothing(layer):
     before = made.files.snapshot()
     with writing(made) as writer:
         wish = wish_of(writer, 0, 4)
-        expected = writer.survey(wish, 0, 2048)
+        expected = writer.survey(wish, 0, 2048).moved_bytes
         assert made.files.snapshot() == before
         writer.put(wish, 0, 2048)
         assert isinstance(writer.monitor, Counting)
@@ -102,7 +102,7 @@ def test_a_survey_of_raw_tells_what_a_put_moves():
     layer = gate.open_layer(made.files, made.top, "raw", Access.WRITE)
     writer = LayerWriter(Chain((layer, source), (None, None)), 0, Counting())
     wish = Wish(ex.single(512, 1536, ex.DATA, layer=1), ex.empty(), ex.empty(), False)
-    assert writer.survey(wish, 0, 2048) == 1024
+    assert writer.survey(wish, 0, 2048).moved_bytes == 1024
     writer.put(wish, 0, 2048)
     writer.finish()
     assert made.seen() == "0xx0"

@@ -291,8 +291,11 @@ def test_unknown_autoclear_bits_go_before_clusters_are_freed(tmp_path: Path):
     data = bytearray(words.data)
     data[88] |= 0x40
     path.write_bytes(data)
-    assert checked(path, LEAKS)[0].is_clean
+    assert checked(path, NOTHING)[0].is_clean
     assert path.read_bytes() == data
+    # Even where there is nothing to repair, for whoever opens an image to write in it clears them.
+    assert checked(path, LEAKS)[0].is_clean
+    assert path.read_bytes()[88] == 0
     put_word(data, words.l2[0], 0)
     path.write_bytes(data)
     assert checked(path, LEAKS)[0].leak_fixed_count == 1

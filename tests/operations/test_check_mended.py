@@ -5,9 +5,11 @@ import struct
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cowtree.operations.check import ALL, NOTHING, Report, check, open_to_check
+from cowtree.qcow2.tables import COPIED, HOST_OFFSET, encode_words
 from cowtree.storage.contract import Access, FileSystem
 from cowtree.storage.file import LocalFiles
 from cowtree.storage.memory import MemoryFiles
@@ -138,3 +140,29 @@ def test_huge_holes_of_a_file_take_neither_time_nor_memory(tmp_path: Path):
     assert checked(LocalFiles(), str(path)).is_clean
     assert time.process_time() - began_s < 2
     assert peak_memory_mib(CODE, path) < MEMORY_MIB_MAX
+
+
+COUNT = """
+import sys
+from cowtree.operations.check import check, open_to_check
+from cowtree.storage.file import LocalFiles
+report = check(open_to_check(LocalFiles(), sys.argv[1]))
+assert (report.allocated_cluster_count, report.corruption_count > 200_000) == (200_000, True)
+"""
+
+
+@pytest.mark.slow
+def test_references_scattered_over_a_terabyte_take_little_memory(tmp_path: Path):
+    path, entry_count, table_count = tmp_path / "disk", 200_000, 3125
+    qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=512", path, "1G")
+    os.truncate(path, 512 * ((1 << 31) - 1))
+    step = ((1 << 31) - 200_000) // (entry_count + table_count)
+    entries = ((np.arange(entry_count + table_count) * step + 100_000) * 512).astype(np.uint64) | COPIED
+    with path.open("r+b") as file:
+        file.seek(40)
+        file.seek(int.from_bytes(file.read(8), "big"))
+        file.write(encode_words(entries[:table_count]))
+        for table, words in zip(entries[:table_count], entries[table_count:].reshape(table_count, 64), strict=True):
+            file.seek(int(table & HOST_OFFSET))
+            file.write(encode_words(words))
+    assert peak_memory_mib(COUNT, path) < MEMORY_MIB_MAX

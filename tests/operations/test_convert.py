@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cowtree.chain import gate
 from cowtree.errors import BrokenCluster, CowtreeError, ImageLocked, MissingImage, Refused, WrongUse
 from cowtree.monitor import Counting
 from cowtree.operations.convert import Manner, convert, convert_into
@@ -67,21 +68,48 @@ def test_the_whole_disk_is_written_out_on_demand():
 
 
 @pytest.mark.parametrize("version", [2, 3])
-def test_over_a_backing_file_only_what_differs_is_written(version: int):
+def test_over_a_backing_file_only_what_the_top_holds_is_written(version: int):
     made = family("A0-oC-", "BBB-CD")
     new = OUT._replace(backing_file=made.names[1], backing_format="qcow2", version=version)
     convert(made.files, [(made.top, "qcow2")], new)
     assert see(made.files, "out") == "A0B0CD"
-    assert hold(made.files, "out") == "A0----"
+    assert hold(made.files, "out") == "A0-0C-"
 
 
-def test_a_backing_file_may_be_another_one_of_any_length():
-    for other, held in (("X", "AB-DE"), ("AXXDX", "-B0-E"), ("AB-DEFGHIJ", "-----"), ("-----", "AB-DE")):
-        made = family("AB-DE")
-        draw(made.files, NewImage("other", "qcow2", len(other) * CLUSTER_BYTES, CLUSTER_BITS), other)
-        convert(made.files, [(made.top, "qcow2")], OUT._replace(backing_file="other", backing_format="qcow2"))
-        assert see(made.files, "out") == "AB0DE"
-        assert hold(made.files, "out") == held
+@pytest.mark.parametrize(
+    ("other", "held"), [("X", "AB-DE"), ("AXXDX", "AB0DE"), ("AB-DEFGHIJ", "AB0DE"), ("-----", "AB0DE")]
+)
+def test_over_a_backing_file_of_any_length_a_disk_that_had_none_is_written_whole(other: str, held: str):
+    made = family("AB-DE")
+    draw(made.files, NewImage("other", "qcow2", len(other) * CLUSTER_BYTES, CLUSTER_BITS), other)
+    convert(made.files, [(made.top, "qcow2")], OUT._replace(backing_file="other", backing_format="qcow2"))
+    assert see(made.files, "out") == "AB0DE"
+    assert hold(made.files, "out") == held
+
+
+@pytest.mark.parametrize(
+    ("bits", "seen", "held"), [(CLUSTER_BITS, "AXX0DX", "A--0D-"), (CLUSTER_BITS + 1, "AXX0DX", "AXX0DX")]
+)
+def test_over_another_backing_file_that_one_shows_through(bits: int, seen: str, held: str):
+    made = family("A--0D-", "BBBBBB")
+    draw(made.files, NewImage("other", "qcow2", 6 * CLUSTER_BYTES, CLUSTER_BITS), "XXXXXX")
+    said: list[str] = []
+    new = OUT._replace(backing_file="other", backing_format="qcow2", cluster_bits=bits)
+    convert(made.files, [(made.top, "qcow2")], new, Manner(warn=said.append))
+    assert see(made.files, "out") == seen
+    assert hold(made.files, "out") == held
+    assert said == ["'other' is not what backs 'layer-0': what the source shows of its own backing file is not copied"]
+
+
+def test_over_a_copy_of_what_backs_it_the_disk_stays_the_same_however_it_is_written():
+    made = family("A--0D-b-", "BBBBB")
+    for manner in (Manner(), PACKED, Manner(sparse_bytes=0), PACKED._replace(sparse_bytes=0)):
+        for bits in (CLUSTER_BITS, CLUSTER_BITS + 2):
+            new = OUT._replace(backing_file=made.names[1], backing_format="qcow2", cluster_bits=bits)
+            said: list[str] = []
+            convert(made.files, [(made.top, "qcow2")], new, manner._replace(warn=said.append))
+            assert see(made.files, "out").ljust(8, "0") == "ABB0D0B0"
+            assert not said
 
 
 def test_disks_are_joined_in_their_order():
@@ -195,6 +223,7 @@ KINDS = (
     NewImage("", "qcow2", 0, cluster_bits=12, preallocation="metadata"),
     NewImage("", "qcow2", 0, preallocation="falloc"),
 )
+OVERLAYS = tuple(kind for kind in KINDS if kind.format == "qcow2" and kind.preallocation == "off")
 MANNERS = (Manner(), PACKED, Manner(sparse_bytes=SECTOR), Manner(sparse_bytes=0), Manner(sparse_bytes=65536))
 
 
@@ -216,18 +245,32 @@ def test_every_kind_of_image_shows_the_same(tmp_path: Path, seed: int):
 @pytest.mark.slow
 @pytest.mark.soak
 def test_every_kind_of_overlay_shows_the_same(tmp_path: Path, seed: int):
-    made, other = random_chain(tmp_path, seed, 3), tmp_path / "other"
+    made = random_chain(tmp_path, seed, 3)
     choose = random.Random(seed)
-    other.mkdir()
-    stranger = random_chain(other, seed + 1000, 1)
-    backings = [(made.paths[0], made.formats[0]), (made.paths[1], made.formats[1]), (stranger.top, stranger.formats[0])]
-    for kind in KINDS:
-        if kind.format == "raw" or kind.preallocation != "off":
-            continue
-        path, image_format = choose.choice(backings)
-        new = kind._replace(path=str(tmp_path / "out"), backing_file=str(path), backing_format=image_format)
+    for kind in OVERLAYS:
+        backing = str(made.paths[1])
+        new = kind._replace(path=str(tmp_path / "out"), backing_file=backing, backing_format=made.formats[1])
         convert(FILES, [source_of(made)], new, choose.choice(MANNERS))
         assert_shows_the_same(made, new)
+
+
+@pytest.mark.slow
+@pytest.mark.soak
+def test_over_any_other_backing_file_the_top_layer_alone_is_laid_as_qemu_lays_it(tmp_path: Path, seed: int):
+    made, other = random_chain(tmp_path, seed, 3), tmp_path / "other"
+    other.mkdir()
+    stranger, choose = random_chain(other, seed + 1000, 1), random.Random(seed)
+    path, image_format = choose.choice([(made.paths[0], made.formats[0]), (stranger.top, stranger.formats[0])])
+    # Behind the end of what backs the source QEMU may let the new backing file show where the source is zero.
+    end = gate.open_layer(FILES, str(made.paths[1]), made.formats[1]).size_bytes
+    for kind in OVERLAYS:
+        new = kind._replace(path=str(tmp_path / "out"), backing_file=str(path), backing_format=image_format)
+        convert(FILES, [source_of(made)], new)
+        expected, options = tmp_path / "expected", f"cluster_size={1 << kind.cluster_bits}"
+        words = ("-O", "qcow2", "-B", path, "-F", image_format, "-o", options)
+        qemu_img("convert", "-f", made.formats[-1], *words, made.top, expected)
+        assert content(Path(new.path))[:end] == content(expected)[:end]
+        assert_clean(Path(new.path))
 
 
 @pytest.mark.slow

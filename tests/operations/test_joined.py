@@ -32,3 +32,15 @@ def test_solid_parts_are_more_than_zeroes():
     joined = Joined([open_chain(made.files, made.top)])
     seen = joined.data(0, joined.size_bytes)
     assert find_solid(joined, seen, grain_of(512, 4096)).total_bytes == 2 * CLUSTER_BYTES
+
+
+def test_a_top_says_what_it_holds_and_what_lies_behind_the_end_below():
+    made = family("-A0o---b", "BBBBB")
+    chain = open_chain(made.files, made.top)
+    joined = Joined([chain], top_only=True)
+    held = joined.held(0, joined.size_bytes)
+    assert list(zip(held.start // CLUSTER_BYTES, held.stop // CLUSTER_BYTES, strict=True)) == [(1, 4), (5, 8)]
+    assert shown(joined)[:CLUSTER_BYTES] == b"B" * CLUSTER_BYTES
+    for everywhere in (Joined([chain]), Joined([chain.below(1)], top_only=True)):
+        held = everywhere.held(700, 1024)
+        assert (held.start.tolist(), held.stop.tolist()) == ([700], [1024])

@@ -13,12 +13,14 @@ from cowtree import extents as ex
 from cowtree.chain import gate
 from cowtree.chain.load import load_image
 from cowtree.chain.view import Chain, open_chain, resolve
+from cowtree.errors import Refused
 from cowtree.execute.writer import LayerWriter
 from cowtree.operations import merge
 from cowtree.operations.create import create
 from cowtree.operations.merge import Into
 from cowtree.plan.create import NewImage
 from cowtree.plan.put import Wish
+from cowtree.qcow2.header import ZLIB, ZSTD
 from cowtree.storage.contract import Access
 from cowtree.storage.file import LocalFiles
 from cowtree.storage.memory import MemoryFiles
@@ -39,6 +41,7 @@ class Tree:
         self.parents: dict[str, str | None] = {}
         self.views: dict[str, bytearray] = {}
         self.formats: dict[str, str] = {}
+        self.raw_data: set[str] = set()
         self.count = 0
 
     def path(self, name: str) -> str:
@@ -52,6 +55,15 @@ class Tree:
         version = self.choose.choice([2, 3, 3])
         order = self.choose.randint(0, 6) if version == 3 else 4
         new = NewImage(self.path(name), self.formats[name], size, self.choose.randint(9, 16), version, order)
+        if self.formats[name] == "qcow2" and version == 3:
+            has_data_file = self.choose.random() < 0.25
+            new = new._replace(
+                has_subclusters=new.cluster_bits >= 14 and self.choose.random() < 0.6,
+                data_file=self.path(f"{name}.data") if has_data_file else None,
+                is_data_file_raw=has_data_file and parent is None and self.choose.random() < 0.5,
+                compression_type=self.choose.choice([ZLIB, ZSTD]),
+            )
+            self.raw_data |= {name} if new.is_data_file_raw else set()
         backing = None if parent is None else self.formats[parent]
         create(FILES, new._replace(backing_file=parent, backing_format=backing))
         below = self.views[parent] if parent else bytearray()
@@ -86,7 +98,7 @@ class Tree:
         stop = min(start + SECTOR * self.choose.randint(1, 200), size)
         byte = self.choose.choice([0, self.choose.randint(1, 255)])
         if self.choose.random() < 0.5 or self.formats[leaf] == "raw":
-            words = "write -z -u" if byte == 0 else f"write -P {byte}"
+            words = self.choose.choice(["write -z", "write -z -u"]) if byte == 0 else f"write -P {byte}"
             qemu_io(Path(self.path(leaf)), f"{words} {start} {stop - start}", image_format=self.formats[leaf])
         else:
             put(self.path(leaf), (start, stop), byte)
@@ -150,6 +162,10 @@ class Tree:
         name, base = self.any(), self.any()
         if self.formats[name] == "raw" or name == base or name in self.ancestors(base):
             return
+        if name in self.raw_data:
+            with pytest.raises(Refused, match="has a data file that is read as raw"):
+                merge.rebase(FILES, self.path(name), backing=(base, self.formats[base]))
+            return
         merge.rebase(FILES, self.path(name), backing=(base, self.formats[base]))
         self.parents[name] = base
 
@@ -161,6 +177,8 @@ class Tree:
             assert content(self.folder / name, kind) == expected, name
             if kind == "qcow2":
                 assert_clean(self.folder / name)
+            if name in self.raw_data:
+                assert (self.folder / f"{name}.data").read_bytes().startswith(expected)
 
 
 def put(path: str, span: tuple[int, int], byte: int) -> None:

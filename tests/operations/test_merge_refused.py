@@ -210,7 +210,7 @@ def test_a_chain_that_bites_its_tail():
     made = family("A---", "-B--", "CCCC")
     merge.relink(made.files, made.names[2], backing=(made.names[1], "qcow2"))
     sentence = refuse(made, LoopInChain, lambda: merge.pull(made.files, made.top))
-    assert "layer-2: backing file 'layer-1' loops back" in sentence
+    assert "layer-2: Backing file 'layer-1' creates an infinite loop" in sentence
     merge.relink(made.files, made.names[1], backing=(made.names[1], "qcow2"))
     refuse(made, LoopInChain, lambda: merge.commit(made.files, made.top))
 

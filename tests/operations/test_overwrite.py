@@ -6,8 +6,8 @@ from cowtree.chain.view import open_chain
 from cowtree.errors import Refused
 from cowtree.monitor import Silent
 from cowtree.operations.joined import Joined
-from cowtree.operations.merge import Tally
 from cowtree.operations.overwrite import Fit, overwrite
+from cowtree.operations.tally import Tally
 from cowtree.storage.contract import Access
 from tests.crash import assert_sound
 from tests.pictures import Family, family

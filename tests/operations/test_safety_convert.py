@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cowtree.errors import Refused
 from cowtree.operations.convert import Manner, convert, convert_into
 from cowtree.plan.create import NewImage
 from cowtree.qcow2.header import ZSTD
@@ -23,6 +24,16 @@ TARGETS = {
     "version 2": NewImage("out", "qcow2", 0, CLUSTER_BITS, version=2),
     "preallocated": NewImage("out", "qcow2", 0, CLUSTER_BITS, preallocation="metadata"),
     "overlay": NewImage("out", "qcow2", 0, CLUSTER_BITS, backing_file="layer-1", backing_format="qcow2"),
+    "preallocated overlay": NewImage(
+        "out",
+        "qcow2",
+        0,
+        14,
+        backing_file="layer-1",
+        backing_format="qcow2",
+        preallocation="metadata",
+        has_subclusters=True,
+    ),
     "external data": NewImage("out", "qcow2", 0, CLUSTER_BITS, data_file="data"),
     "packed": NewImage("out", "qcow2", 0, CLUSTER_BITS),
     "packed, zstd": NewImage("out", "qcow2", 0, CLUSTER_BITS, compression_type=ZSTD),
@@ -78,6 +89,33 @@ def test_what_is_done_is_durable_and_sound_for_qemu(tmp_path: Path):
         assert content(tmp_path / "out", new.format) == guest_view(ended.files, "layer-0")
         if new.format == "qcow2":
             assert_clean(tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_an_image_that_is_written_over_compressed_stays_sound():
+    made = make_source()
+    draw(made.files, NewImage("target", "qcow2", 80 * CLUSTER_BYTES, CLUSTER_BITS), "-" * 70 + "XX")
+    initial, wanted = made.files.snapshot(), guest_view(made.files, made.top)
+    before = guest_view(made.files, "target")
+    after = wanted + before[len(wanted) :]
+
+    def operation(files: FileSystem) -> None:
+        # What is compressed already is not compressed over: a second run begins with an empty target.
+        try:
+            convert_into(files, [(made.top, "qcow2")], ("target", "qcow2"), Manner(is_compressed=True))
+        except Refused:
+            convert_into(files, [(made.top, "qcow2")], ("target", "qcow2"))
+
+    def check(files: MemoryFiles, is_done: bool) -> None:
+        assert_sound(files, "target", is_done=is_done)
+        seen = guest_view(files, "target")
+        assert seen[len(wanted) :] == before[len(wanted) :]
+        assert not is_done or seen == after
+        for start in range(0, len(wanted), CLUSTER_BYTES):
+            cluster = slice(start, start + CLUSTER_BYTES)
+            assert seen[cluster] in (before[cluster], after[cluster])
+
+    stop_everywhere(Trial(initial, operation, check))
 
 
 @pytest.mark.slow

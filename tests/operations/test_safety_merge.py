@@ -189,6 +189,10 @@ COMMITS = {
         Disk("base.qcow2", "1M", "cluster_size=64k", None, ("write -P 1 0 200k", "write -P 2 500k 5k")),
         Disk("top.qcow2", "1M", "cluster_size=64k", "base.qcow2", ("write -P 3 100k 200k", "write -z 512k 128k")),
     ),
+    "64 KiB clusters over raw": commit_case(
+        Disk("base.raw", "512k", "", None, ("write -P 1 0 200k", "write -P 2 400k 5k")),
+        Disk("top.qcow2", "512k", "cluster_size=64k", "base.raw", ("write -P 3 100k 200k",)),
+    ),
     "raw base": commit_case(
         Disk("base.raw", "64k", "", None, BASE_WRITES),
         Disk("top.qcow2", "64k", V3, "base.raw", TOP_WRITES),
@@ -301,6 +305,13 @@ MERGES = {
     "pull a part": Case(THREE, lambda files: pull(files, "top.qcow2", base="base.qcow2")),
     "pull everything in version 2": Case(
         [THREE[0], THREE[1], THREE[2]._replace(options=V2)], lambda files: pull(files, "top.qcow2")
+    ),
+    "pull 64 KiB clusters": Case(
+        [
+            Disk("base.qcow2", "512k", "cluster_size=64k", None, ("write -P 1 0 200k", "write -P 2 400k 100k")),
+            Disk("top.qcow2", "512k", "cluster_size=64k", "base.qcow2", ("write -P 3 100k 5k",)),
+        ],
+        lambda files: pull(files, "top.qcow2"),
     ),
     "pull from raw": Case(
         [Disk("base.raw", "50k", "", None, BASE_WRITES), THREE[2]._replace(backing="base.raw")],

@@ -4,7 +4,18 @@ import numpy as np
 import pytest
 
 from cowtree.errors import Refused
-from cowtree.plan.amend import Asked, amended, check, downgraded, without_zeroes, zero_entries
+from cowtree.plan.amend import (
+    Asked,
+    Pool,
+    amended,
+    check,
+    downgraded,
+    from_pool,
+    without_zeroes,
+    zero_entries,
+    zero_users,
+)
+from cowtree.plan.keyslots import KeyChange
 from cowtree.qcow2 import header as qcow2
 from cowtree.qcow2.geometry import Geometry
 from cowtree.qcow2.header import Header
@@ -23,7 +34,7 @@ V3 = V2._replace(version=3, header_length=112)
         (V3, Asked(backing_file="other"), "Cannot amend the backing file"),
         (V3, Asked(data_file="other"), "data-file can only be set"),
         (V3, Asked(is_data_file_raw=True), "data-file-raw cannot be set"),
-        (V3, Asked(changes_encryption=True), "encryption not present"),
+        (V3, Asked(keys=KeyChange(is_active=True)), "encryption not present"),
     ],
 )
 def test_what_cannot_be_is_refused(header: Header, asked: Asked, words: str) -> None:
@@ -56,3 +67,23 @@ def test_zero_clusters_are_told_from_the_others() -> None:
     held = Tables(np.zeros(1, np.int64), np.array([0x40000]), words, np.zeros((1, 0), np.uint64))
     assert zero_entries(geometry, held).tolist() == [[False, True, True, False]]
     assert without_zeroes(geometry, held).entries.tolist() == [[0, 0, 0, 0x60000 | 1 << 63]]
+
+
+def test_zero_clusters_that_share_never_overfill_what_they_share() -> None:
+    geometry = Geometry(3, 12, 4)
+    words = np.zeros((3, geometry.l2_entry_count), np.uint64)
+    words[0, :40], words[1, 5], words[2, 10:30] = 1, 0x50000 | 1 << 63, 1
+    held = Tables(np.arange(3), np.arange(3) * 4096, words, np.empty((3, 0), np.uint64))
+    users = np.array([3, 1, 2])
+    assert zero_users(geometry, held, users) == (160, 3)
+    new, pool = from_pool(geometry, held, users, Pool(100, 10, 7))
+    assert pool == Pool(100, 10, 167)
+    assert new.entries[1, 5] == words[1, 5]
+    weight = np.where(zero_entries(geometry, held), users[:, None], 0)
+    assert not zero_entries(geometry, new).any()
+    counts = np.bincount((new.entries[weight > 0] >> np.uint64(12)).astype(np.int64), weight[weight > 0])
+    assert counts[100:].sum() == 160
+    assert counts.max() <= 10 + 3 - 1
+    assert len(counts) == 117
+    again, _ = from_pool(geometry, new, users, pool)
+    assert (again.entries == new.entries).all()

@@ -1,9 +1,8 @@
-"""Owns the proof that a base gets what the layers above it show, and a longer table when it needs one."""
+"""Owns the proof that a base gets a longer table when it needs one."""
 
 import numpy as np
 import pytest
 
-from cowtree import extents as ex
 from cowtree.chain import gate, load
 from cowtree.errors import Refused
 from cowtree.plan import commit
@@ -26,14 +25,6 @@ def opened(sign_count: int = 4) -> Slice:
     assert image is not None
     nothing = commit.no_slice(image)
     return nothing._replace(counts=load.load_counts(layer.file, image, np.arange(image.host_cluster_count), 1))
-
-
-def test_what_lies_past_an_end_reads_as_zeroes_where_nothing_was_merged():
-    merged, past_end = ex.single(0, 10, ex.DATA), ex.single(5, 20, ex.ZERO)
-    wish = commit.commit_wish(merged, ex.empty(), ex.empty(), past_end, has_backing=True)
-    assert (wish.wanted.start.tolist(), wish.wanted.stop.tolist()) == ([0, 10], [10, 20])
-    assert wish.wanted.kind.tolist() == [ex.DATA, ex.ZERO]
-    assert wish.has_backing_after
 
 
 def test_a_longer_l1_table_goes_where_nothing_is_and_the_old_one_is_free_at_last():

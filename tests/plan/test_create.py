@@ -112,7 +112,9 @@ def test_a_backing_file_shows_through_preallocated_subclusters():
 
 
 def test_a_raw_image_is_as_long_as_it_says():
-    assert list(raw_steps(1000, "off")) == [Truncate(1000)]
+    assert list(raw_steps(0, "off")) == [Truncate(0)]
+    assert list(raw_steps(1024, "off")) == [Truncate(1024), Write(0, bytes(512))]
+    assert list(raw_steps(MIB, "off")) == [Truncate(MIB), Write(0, bytes(4096))]
     assert list(raw_steps(1000, FALLOC)) == [Truncate(1000), Allocate(0, 1000)]
     assert list(raw_steps(0, FALLOC)) == [Truncate(0)]
     assert list(raw_steps(1000, FULL)) == [Truncate(1000), Write(0, bytes(1000))]

@@ -156,7 +156,7 @@ def test_all_that_is_needed_of_the_counts_is_said_before():
     assert free_count == 3
     hosts = {host_of(piece, index) // 2 for index in range(2)}
     assert hosts | set(put.refcount_table_clusters(piece.image).tolist()) <= set(clusters.tolist())
-    assert put.review(piece, found) == 5 * CLUSTER_BYTES
+    assert put.review(piece, found, wish).moved_bytes == 5 * CLUSTER_BYTES
 
 
 @pytest.mark.parametrize("wanted", ["XXXX", "0000"])

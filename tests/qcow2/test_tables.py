@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cowtree.chain import gate, load
 from cowtree.errors import BrokenTable
-from cowtree.extents import ALLOCATED, COMPRESSED, DATA, ZERO, ZEROES
+from cowtree.extents import ALLOCATED, COMPRESSED, DATA, ZERO, ZEROES, Ranges
 from cowtree.qcow2 import tables
 from cowtree.qcow2.geometry import Geometry
 from cowtree.qcow2.tables import COMPRESSED_FLAG, COPIED, Tables
@@ -251,3 +251,60 @@ def test_real_images_say_what_qemu_says(tmp_path: Path, options):
     ours = seen_by_us(path, unit, size)
     assert ours == seen_by_qemu(path, unit, size)
     assert len(set(ours)) > 8
+
+
+def test_broken_entries_are_told_from_the_others():
+    entries = {1: 2048, 3: 1 << 40, 4: int(COPIED) | 1 << 41, 6: 1, 7: int(COMPRESSED_FLAG) | 1 << 40, 9: 4096}
+    held = one_table(SMALL, entries, l1_index=2)
+    with pytest.raises(BrokenTable):
+        rows(SMALL, held)
+    sound, broken = tables.without_broken(SMALL, held, FILE_BYTES)
+    assert (broken - 2 * SMALL.l2_entry_count).tolist() == [3, 4, 7]
+    assert [row[2:] for row in rows(SMALL, sound)] == [(DATA, 2048), (ZERO, 0), (DATA, 4096)]
+    again, none = tables.without_broken(SMALL, sound, FILE_BYTES)
+    assert not len(none)
+    assert (again.entries == sound.entries).all()
+
+
+def test_impossible_bitmaps_are_broken_too():
+    place = 2 * EXTENDED_CLUSTER
+    entries, bitmaps = {0: place, 1: 0, 2: place}, {0: 1 << 32 | 1, 1: 1, 2: 2 << 32 | 1}
+    sound, broken = tables.without_broken(EXTENDED, one_table(EXTENDED, entries, bitmaps), FILE_BYTES)
+    assert broken.tolist() == [0, 1]
+    assert [row[:3] for row in rows(EXTENDED, sound)] == [
+        (2 * EXTENDED_CLUSTER, SUBCLUSTER, DATA),
+        (2 * EXTENDED_CLUSTER + SUBCLUSTER, SUBCLUSTER, ALLOCATED),
+    ]
+
+
+def test_broken_entries_of_an_l1_table_are_told_from_the_others():
+    l1 = np.array([0, 512, 1 << 40, 513 << 1, 1024], np.uint64)
+    assert tables.broken_l1(SMALL, l1, FILE_BYTES).tolist() == [False, False, True, False, False]
+    assert tables.broken_l1(EXTENDED, np.array([512, EXTENDED_CLUSTER], np.uint64), FILE_BYTES).tolist() == [
+        True,
+        False,
+    ]
+
+
+@given(st.dictionaries(st.integers(0, 40), st.integers(0, (1 << 32) - 1), max_size=8))
+def test_bits_of_subclusters_and_ranges_are_the_same(chosen):
+    cluster = np.array(sorted(chosen), np.int64)
+    bits = np.array([chosen[each] for each in sorted(chosen)], np.uint64)
+    ranges = tables.from_bits(EXTENDED, cluster, bits)
+    expected = [
+        each * EXTENDED_CLUSTER + index * SUBCLUSTER
+        for each in sorted(chosen)
+        for index in range(32)
+        if chosen[each] >> index & 1
+    ]
+    starts = [at for start, stop in zip(*map(np.ndarray.tolist, ranges), strict=True) for at in range(start, stop, 512)]
+    assert starts == expected
+    assert (ranges.start[1:] > ranges.stop[:-1]).all()
+    assert (tables.to_bits(EXTENDED, cluster, ranges) == bits).all()
+
+
+def test_bits_are_those_of_the_clusters_that_are_asked_for():
+    everything = Ranges(np.array([0]), np.array([8 * EXTENDED_CLUSTER]))
+    assert tables.to_bits(EXTENDED, np.array([1, 5]), everything).tolist() == [0xFFFF_FFFF, 0xFFFF_FFFF]
+    part = Ranges(np.array([EXTENDED_CLUSTER - SUBCLUSTER]), np.array([EXTENDED_CLUSTER + 2 * SUBCLUSTER]))
+    assert tables.to_bits(EXTENDED, np.array([0, 1, 2]), part).tolist() == [1 << 31, 3, 0]

@@ -1,10 +1,14 @@
 """What the contract promises, tried on everything that claims to keep it."""
 
 import errno
+import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -13,12 +17,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from cowtree.errors import ImageLocked, MissingImage, StorageFailed
 from cowtree.storage.contract import Access, FileSystem, Span
+from cowtree.storage.encrypted import EncryptedFile
 from cowtree.storage.faults import FaultyFiles
-from cowtree.storage.file import LocalFiles
+from cowtree.storage.file import LocalFile, LocalFiles
 from cowtree.storage.memory import MemoryFiles
 from cowtree.storage.passing import PassingFiles
 from cowtree.storage.recording import RecordingFiles
-from cowtree.units import TIB
+from cowtree.units import SECTOR_BYTES, TIB
+from tests.mounts import KINDS, mounted
+from tests.storage.wrapped import EncryptedFiles, PartFiles
 
 WORLDS: dict[str, Callable[[], FileSystem]] = {
     "local": LocalFiles,
@@ -26,12 +33,36 @@ WORLDS: dict[str, Callable[[], FileSystem]] = {
     "passing": lambda: PassingFiles(LocalFiles()),
     "recording": lambda: RecordingFiles(MemoryFiles()),
     "faulty": lambda: FaultyFiles(MemoryFiles()),
+    "part": lambda: PartFiles(MemoryFiles()),
+    **dict.fromkeys(KINDS, LocalFiles),
 }
+# Tried beside the model alone, where a file may end with a sector and need have no holes.
+MODELLED = WORLDS | {"encrypted": lambda: EncryptedFiles(MemoryFiles())}
+# Where files lie that do not lie where all others do.
+PLACES: dict[str, Path] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _places(tmp_path_factory):
+    with ExitStack() as stack:
+        PLACES.update((kind, stack.enter_context(mounted(kind, tmp_path_factory.mktemp(kind)))) for kind in KINDS)
+        yield
 
 
 @pytest.fixture(params=WORLDS)
-def files(request):
-    return WORLDS[request.param]()
+def world(request):
+    return request.param
+
+
+@pytest.fixture
+def files(world):
+    return WORLDS[world]()
+
+
+@pytest.fixture
+def tmp_path(world):
+    with tempfile.TemporaryDirectory(dir=PLACES.get(world)) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture
@@ -181,10 +212,75 @@ def test_a_closed_file_refuses(file):
             act()
 
 
+# Worlds whose files share blocks; what the folder for temporary files lies on may be able to or not.
+SHARING = ("memory", "recording", "faulty", "part", *KINDS)
+# A cipher that nobody asks.
+UNUSED: Any = None
+
+
+@pytest.fixture
+def other(files, path):
+    """Another file with 100 KiB of data, and a bit."""
+    make(files, path + "2", bytes(range(1, 256)) * 402)
+    made = files.open(path + "2", Access.READ)
+    yield made
+    made.close()
+
+
+def test_a_clone_reads_as_a_copy_does(world, file, other):
+    file.pwrite(0, b"x" * 20000)
+    unit = file.clone_block_bytes(other)
+    assert (unit == 4096) == (world in SHARING) or world in ("local", "passing")
+    shared = other.pread(4096, 16384)
+    done = file.clone(other, 4096, 12288, 16384)
+    assert done == bool(unit)
+    if not done:
+        file.pwrite(12288, shared)
+    assert file.size_bytes == 28672
+    assert file.pread(0, 28672) == b"x" * 12288 + shared
+    file.pwrite(16384, b"!" * 4096)
+    assert file.pread(12288, 12288) == shared[:4096] + b"!" * 4096 + shared[8192:12288]
+    assert other.pread(4096, 16384) == shared
+
+
+def test_asking_what_can_be_cloned_changes_nothing(files, path, file, other):
+    file.pwrite(0, b"x" * 20000)
+    reader = files.open(path, Access.SHARED)
+    before = files.times(path), files.times(path + "2")
+    assert reader.clone_block_bytes(other) == file.clone_block_bytes(other)
+    assert other.clone_block_bytes(file) == file.clone_block_bytes(other)
+    assert (files.times(path), files.times(path + "2")) == before
+    assert file.pread(0, 20001) == b"x" * 20000 + b"\0"
+    reader.close()
+
+
+def test_a_clone_that_cannot_be_leaves_all_to_the_caller(file, other):
+    file.pwrite(0, b"x" * 20000)
+    for source_offset, offset, length in ((512, 0, 4096), (0, 512, 4096), (0, 0, 4000), (98304, 0, 8192)):
+        assert not file.clone(other, source_offset, offset, length)
+    stranger = FaultyFiles(MemoryFiles({"a": bytes(8192)})).open("a", Access.READ)
+    hidden = EncryptedFile(other, UNUSED)
+    for source in (EncryptedFile(stranger, UNUSED), hidden):
+        assert (file.clone_block_bytes(source), file.clone(source, 0, 0, 4096)) == (0, False)
+        assert (hidden.clone_block_bytes(source), hidden.clone(source, 0, 0, 4096)) == (0, False)
+    assert file.clone_block_bytes(stranger) == 0 or not isinstance(file.place(0, 0)[0], LocalFile)
+    assert file.pread(0, file.size_bytes) == b"x" * 20000
+
+
+def test_a_range_of_the_same_file_can_be_cloned_but_not_over_itself(world, file):
+    file.pwrite(0, b"a" * 8192 + b"b" * 8192)
+    unit = file.clone_block_bytes(file)
+    assert not file.clone(file, 0, 4096, 8192)
+    assert file.clone(file, 0, 8192, 4096) == bool(unit)
+    assert file.pread(0, 16384) in {True: [b"a" * 12288 + b"b" * 4096], False: [b"a" * 8192 + b"b" * 8192]}[unit > 0]
+
+
 CHANGES = {
     "write": lambda file: file.pwrite(0, b"xyz"),
     "write nothing": lambda file: file.pwrite(0, b""),
     "write zeroes": lambda file: file.write_zeroes(0, 2),
+    "clone": lambda file: file.clone(file, 0, 4096, 4096),
+    "clone nothing": lambda file: file.clone(file, 0, 0, 0),
     "allocate": lambda file: file.allocate(0, 100),
     "truncate": lambda file: file.truncate(0),
 }
@@ -302,6 +398,17 @@ def test_a_link_is_another_name_of_the_same_file(files, path, tmp_path):
     assert files.identity(other) != files.identity(path)
 
 
+def test_rights_go_from_one_file_to_another(files, path, tmp_path):
+    other = str(tmp_path / "other")
+    make(files, path, b"abc")
+    files.create(other, 0o640).close()
+    files.copy_rights(other, path)
+    if isinstance(files, LocalFiles):
+        assert (tmp_path / "other").stat().st_mode == os.stat(path).st_mode
+    with pytest.raises(StorageFailed):
+        files.copy_rights(other + "missing", path)
+
+
 def test_a_link_takes_no_name_that_is_taken_and_needs_a_file(files, path, tmp_path):
     other = str(tmp_path / "other")
     for code, made in ((errno.ENOENT, []), (errno.EEXIST, [path, other])):
@@ -310,6 +417,27 @@ def test_a_link_takes_no_name_that_is_taken_and_needs_a_file(files, path, tmp_pa
         with pytest.raises(StorageFailed) as caught:
             files.link(path, other)
         assert (caught.value.facts["path"], caught.value.facts["errno"]) == (other, code)
+
+
+def test_the_times_of_a_file_tell_that_it_changed(files, path, tmp_path):
+    make(files, path, b"abc")
+    before = files.times(path)
+    file = files.open(path, Access.READ)
+    file.pread(0, 3)
+    file.close()
+    assert files.times(path) == before
+    assert before.size_bytes == 3
+    # The clock of a file system ticks every few milliseconds.
+    time.sleep(0.02)
+    file = files.open(path, Access.WRITE)
+    file.pwrite(0, b"x")
+    file.close()
+    after = files.times(path)
+    assert after.size_bytes == 3
+    assert after.mtime_ns > before.mtime_ns
+    assert after.ctime_ns > before.ctime_ns
+    with pytest.raises(MissingImage):
+        files.times(str(tmp_path / "none"))
 
 
 def test_a_handle_outlives_its_name(files, path, file):
@@ -334,20 +462,26 @@ LENGTHS = st.integers(0, 10000) | st.sampled_from([0, 1, 512, 4096, 8192, 16384]
 class AnyStorage(RuleBasedStateMachine):
     """Any storage, beside a bytearray that says what it should hold."""
 
-    @initialize(world=st.sampled_from(sorted(WORLDS)))
+    @initialize(world=st.sampled_from(sorted(MODELLED)))
     def begin(self, world):
-        self.folder = Path(tempfile.mkdtemp())
-        self.files = WORLDS[world]()
+        self.folder = Path(tempfile.mkdtemp(dir=PLACES.get(world)))
+        self.files = MODELLED[world]()
+        self.grain_bytes = SECTOR_BYTES if world == "encrypted" else 1
         self.path = str(self.folder / "image")
         self.file = self.files.create(self.path, 0o600)
         self.model = bytearray()
+        self.other = self.files.create(self.path + "2", 0o600)
+        self.other.pwrite(0, bytes(range(256)) * (40000 // 256))
+        self.unit = self.file.clone_block_bytes(self.other)
 
     def teardown(self):
         self.file.close()
+        self.other.close()
         shutil.rmtree(self.folder)
 
     def grow(self, size_bytes):
-        self.model.extend(bytes(max(size_bytes - len(self.model), 0)))
+        end = -(-size_bytes // self.grain_bytes) * self.grain_bytes
+        self.model.extend(bytes(max(end - len(self.model), 0)))
 
     @rule(offset=OFFSETS, length=LENGTHS, byte=st.integers(1, 255))
     def write(self, offset, length, byte):
@@ -363,6 +497,17 @@ class AnyStorage(RuleBasedStateMachine):
             self.grow(offset + length)
             self.model[offset : offset + length] = bytes(length)
 
+    @rule(source_offset=OFFSETS, offset=OFFSETS, length=LENGTHS)
+    def clone(self, source_offset, offset, length):
+        unit = self.unit or 1
+        source_offset, offset, length = (number // unit * unit for number in (source_offset, offset, length))
+        done = self.file.clone(self.other, source_offset, offset, length)
+        fits = source_offset + length <= self.other.size_bytes
+        assert done == (bool(self.unit) and fits) or not length
+        if done and length:
+            self.grow(offset + length)
+            self.model[offset : offset + length] = self.other.pread(source_offset, length)
+
     @rule(offset=OFFSETS, length=LENGTHS)
     def allocate(self, offset, length):
         self.file.allocate(offset, length)
@@ -372,8 +517,8 @@ class AnyStorage(RuleBasedStateMachine):
     @rule(size_bytes=OFFSETS)
     def truncate(self, size_bytes):
         self.file.truncate(size_bytes)
-        self.grow(size_bytes)
         del self.model[size_bytes:]
+        self.grow(size_bytes)
 
     @rule(offset=OFFSETS, length=LENGTHS)
     def read(self, offset, length):
@@ -407,3 +552,11 @@ class AnyStorage(RuleBasedStateMachine):
 
 TestAnyStorage = AnyStorage.TestCase
 TestAnyStorage.settings = settings(max_examples=60, stateful_step_count=30)
+
+
+def test_a_folder_is_made_with_those_above_it_and_may_be_there(files, tmp_path):
+    folder = str(tmp_path / "a" / "b")
+    for _ in range(2):
+        files.make_folder(folder)
+    make(files, f"{folder}/file", b"abc")
+    files.sync_folder(folder)

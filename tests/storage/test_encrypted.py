@@ -37,6 +37,15 @@ def test_a_volume_holds_what_was_written(seed, inner):
     assert inner.pread(0, 4096) == b"h" * 4096
 
 
+def test_what_is_cut_off_inside_a_sector_does_not_come_back(inner):
+    volume = EncryptedVolume(inner, CIPHER, 4096)
+    volume.pwrite(0, b"x" * 1024)
+    volume.truncate(700)
+    assert volume.pread(0, volume.size_bytes) == b"x" * 700 + bytes(324)
+    volume.truncate(2000)
+    assert volume.pread(0, volume.size_bytes) == b"x" * 700 + bytes(1348)
+
+
 def test_no_plain_byte_reaches_the_file(inner):
     EncryptedFile(inner, CIPHER).pwrite(1000, b"secret" * 1000)
     assert b"secret" not in inner.pread(0, inner.size_bytes)

@@ -21,13 +21,26 @@ def work(files):
         file.flush()
         files.rename("new", "a")
         files.sync_folder(".")
+        files.copy_rights("b", "a")
         files.link("a", "c")
         files.unlink("b")
     finally:
         file.close()
 
 
-CALLS = ["create", "pwrite", "write_zeroes", "allocate", "truncate", "flush", "rename", "sync_folder", "link", "unlink"]
+CALLS = [
+    "create",
+    "pwrite",
+    "write_zeroes",
+    "allocate",
+    "truncate",
+    "flush",
+    "rename",
+    "sync_folder",
+    "copy_rights",
+    "link",
+    "unlink",
+]
 # What the files hold when the first so many calls took effect.
 STAGES = [
     {"a": b"old", "b": b"bbb"},
@@ -37,6 +50,7 @@ STAGES = [
     {"a": b"old", "b": b"bbb", "new": b"a\0\0def\0\0"},
     {"a": b"old", "b": b"bbb", "new": b"a\0\0def\0"},
     {"a": b"old", "b": b"bbb", "new": b"a\0\0def\0"},
+    {"a": b"a\0\0def\0", "b": b"bbb"},
     {"a": b"a\0\0def\0", "b": b"bbb"},
     {"a": b"a\0\0def\0", "b": b"bbb"},
     {"a": b"a\0\0def\0", "b": b"bbb", "c": b"a\0\0def\0"},

@@ -331,3 +331,10 @@ def test_a_large_aligned_write_goes_past_the_page_cache_where_it_can(path):
     file.pwrite(0, memoryview(mmap.mmap(-1, 1 << 20)))
     assert (file._direct >= 0) == is_direct
     file.close()
+
+
+def test_no_folder_is_made_below_a_file(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(StorageFailed, match="create failed"):
+            LocalFiles().make_folder(str(path))

@@ -34,7 +34,9 @@ def test_nothing_outside_is_written():
     for act in (lambda: found.pwrite(3, b"xy"), lambda: found.write_zeroes(0, 5), lambda: found.truncate(5)):
         with pytest.raises(StorageFailed):
             act()
+    found.truncate(4)
     assert found.inner.pread(0, 10) == b"01\x003ab6789"
+    assert found.inner.size_bytes == 10
 
 
 def test_a_part_without_a_size_grows_with_its_file():

@@ -23,6 +23,7 @@ Options = dict[str, Value]
 _STRONG: Final = {"raw": ("offset", "size"), "qcow2": ("encrypt.key-secret",), "luks": ("key-secret",)}
 _CHILDREN: Final = ("file", "backing", "data-file")
 _EXAMPLE: Final = "json:{'driver':'qcow2','file.filename':'PATH'}"
+NBD_PROTOCOLS: Final = ("nbd", "nbd+tcp", "nbd+unix", "nbds")
 _ELSEWHERE: Final = "a copy of it in a local file"
 
 
@@ -142,10 +143,13 @@ def options_of(name: str) -> Options:
     if not colon or "/" in protocol:
         return {"file.filename": name}
     if protocol == FILE:
-        return {"file.filename": path}
+        # What follows is a path, whatever it looks like; it is shown so that it stays one.
+        return {"file.filename": f"./{path}" if has_protocol(path) else path}
     if protocol == JSON:
         return _read_json(name, path)
     hint = f"./{name} for a file of this name, or a copy in a local file"
+    if protocol in NBD_PROTOCOLS:
+        raise ChainError(path=name, reason="What an NBD server exports cannot be opened by its address", hint=hint)
     raise ChainError(path=name, reason=f"Unknown protocol '{protocol}'", hint=hint)
 
 

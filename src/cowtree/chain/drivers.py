@@ -9,7 +9,7 @@ from typing import Final
 
 from cowtree.chain.relaxed import Value
 from cowtree.errors import ChainError
-from cowtree.units import parse_size
+from cowtree.units import SIZE_WANTED, parse_size
 
 TEXT, SWITCH, SIZE, NUMBER = "text", "switch", "size", "number"
 Kind = str | tuple[str, ...]
@@ -116,7 +116,7 @@ def _check(name: str, key: str, kind: Kind, text: str) -> None:
     elif kind == NUMBER and not text.isdigit():
         reason = f"Parameter '{key}' expects a number"
     elif kind == SIZE and not _is_size(text):
-        reason = f"Parameter '{key}' expects a non-negative number below 2^64"
+        reason = f"Parameter '{key}' {SIZE_WANTED}"
     elif isinstance(kind, tuple) and text not in kind:
         reason = f"invalid parameter value: {text}"
     if reason is not None:

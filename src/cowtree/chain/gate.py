@@ -55,6 +55,7 @@ class Layer(NamedTuple):
     an external data file or under a cipher; `origin` is where its disk begins in the disk that is read: not 0 only when
     images are joined one behind the other. `volume` says how guest data is encrypted, and nobody can read it before
     `is_unlocked`. The old way of encryption goes by guest offsets: `guest_cipher`. `address` is how it was called.
+    With `salvage` what cannot be read is zeroes: it is told the offset of each such sector of the disk, and why.
     """
 
     path: str
@@ -69,6 +70,7 @@ class Layer(NamedTuple):
     guest_cipher: SectorCipher | None = None
     is_unlocked: bool = False
     address: Address | None = None
+    salvage: Callable[[int, str], None] | None = None
 
     @property
     def name(self) -> str:
@@ -180,11 +182,26 @@ def open_layer(files: FileSystem, name: str, image_format: str | None = None, ac
     try:
         if layer.header is not None:
             layer = layer._replace(data=_open_data_file(files, layer, layer.header, access))
-        secret = layer.address.key_secret if layer.address else None
-        return layer if secret is None else unlock(files, layer, secret)
-    except BaseException:
+        return _with_key(files, layer)
+    except BaseException as error:
+        layer.close()
+        if isinstance(error, PlacedError):
+            error.facts.setdefault("name", name)
+        raise
+
+
+def open_readable(files: FileSystem, name: str, image_format: str | None = None, access: str = Access.READ) -> Layer:
+    """The same, but refused when guest data is encrypted and there is no key: QEMU opens such images for nothing but
+    `info`.
+    Raises: what `open_layer` raises, Locked.
+    """
+    layer = open_layer(files, name, image_format, access)
+    try:
+        refuse_encryption(layer)
+    except Locked:
         layer.close()
         raise
+    return layer
 
 
 def open_alone(files: FileSystem, name: str, image_format: str | None = None, access: str = Access.READ) -> Layer:
@@ -217,13 +234,13 @@ def _layer_over(file: Storage, address: Address, wanted: str | None) -> Layer:
     layer = Layer(path, found, file, 0, None, None, wanted is None, address=address)
     if found == QCOW2:
         header = read_header(path, file)
-        size_bytes = header.size_bytes // SECTOR_BYTES * SECTOR_BYTES
-        return layer._replace(size_bytes=size_bytes, header=header, volume=_read_inner_volume(path, file, header))
+        layer = layer._replace(size_bytes=header.size_bytes // SECTOR_BYTES * SECTOR_BYTES, header=header)
+        return layer._replace(volume=_read_volume(layer))
     if found == RAW:
         layer = layer._replace(file=_parts(address, (address.window,), file))
     end = layer.file.size_bytes
     if found == LUKS:
-        layer = layer._replace(volume=luks.parse(path, file.pread(0, luks.HEADER_BYTES)))
+        layer = layer._replace(volume=_read_volume(layer))
         end -= layer.volume_place[1]
         if end < 0:
             raise BrokenHeader(path=path, reason="Could not refresh total sector count: Input/output error")
@@ -268,8 +285,15 @@ def probe(file: Storage) -> str:
     return QCOW2 if qcow2.is_qcow2(data) else foreign.probe(data) or RAW
 
 
+def _read_volume(layer: Layer) -> luks.Volume | None:
+    """Read the header of the encryption, if there is one. Raises: BrokenHeader."""
+    if layer.header is not None:
+        return _read_inner_volume(layer.path, layer.file, layer.header)
+    return luks.parse(layer.path, layer.file.pread(0, luks.HEADER_BYTES)) if layer.format == LUKS else None
+
+
 def _read_inner_volume(path: str, file: Storage, header: qcow2.Header) -> luks.Volume | None:
-    """Read the header of the encryption of a qcow2 image. Raises: BrokenHeader."""
+    """The same of a qcow2 image. Raises: BrokenHeader."""
     data, is_luks = header.extension(qcow2.ENCRYPTION), qcow2.CRYPT_NAMES.get(header.crypt_method) == LUKS
     if data is None:
         return None
@@ -308,7 +332,8 @@ def _open_data_file(files: FileSystem, layer: Layer, header: qcow2.Header, acces
             given = {**given, "driver": "file"}
         elif "filename" in given:
             given = {"driver": "file", **given}
-        return files.open(from_options(layer.name, given).path, access)
+        address = from_options(layer.name, given)
+        return _parts(address, (*address.inner, address.window), files.open(address.path, access))
     if header.data_file is None:
         raise BrokenHeader(path=layer.path, reason="'data-file' is required for this image")
     return files.open(data_file_path(layer.path, header.data_file), access)
@@ -327,7 +352,7 @@ def unlock(files: FileSystem, layer: Layer, key_secret: str) -> Layer:
         return layer._replace(guest_cipher=keys.legacy_cipher(secret), is_unlocked=True)
     if layer.volume is None:
         raise BrokenHeader(path=layer.path, reason="Missing CRYPTO header for crypt method 2")
-    key = keys.find_key(layer.path, layer.file, layer.volume_place, layer.volume, secret)
+    _, key = keys.VolumeFile(layer.path, layer.file, layer.volume_place, layer.volume).find_key(secret)
     cipher = keys.volume_cipher(layer.volume, key)
     if layer.format == LUKS:
         file = EncryptedVolume(layer.file, cipher, layer.volume.payload_offset)
@@ -335,11 +360,30 @@ def unlock(files: FileSystem, layer: Layer, key_secret: str) -> Layer:
     return layer._replace(data=EncryptedFile(layer.data_file, cipher), is_unlocked=True)
 
 
+def _with_key(files: FileSystem, layer: Layer) -> Layer:
+    """The same layer, unlocked when its address names a secret. Raises: what `unlock` raises."""
+    secret = layer.address.key_secret if layer.address else None
+    try:
+        return layer if secret is None else unlock(files, layer, secret)
+    except Locked as error:
+        error.facts.setdefault("name", layer.name)
+        raise
+
+
+def check_key(files: FileSystem, layer: Layer) -> None:
+    """Refuse an encrypted image without the key to it. Raises: Locked, BrokenHeader."""
+    if layer.is_unlocked:
+        return
+    if layer.volume is None:
+        layer = layer._replace(volume=_read_volume(layer))
+    refuse_encryption(_with_key(files, layer))
+
+
 def refuse_encryption(layer: Layer) -> None:
     """Refuse an image whose guest data nobody can read without a key. Raises: Locked."""
     if layer.is_encrypted and not layer.is_unlocked:
-        option = layer.key_option
-        raise Locked(path=layer.path, reason=f"Parameter '{option}' is required for cipher", option=option)
+        option, reason = layer.key_option, f"Parameter '{layer.key_option}' is required for cipher"
+        raise Locked(path=layer.path, name=layer.name, reason=reason, option=option)
 
 
 def walk(

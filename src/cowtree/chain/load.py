@@ -8,7 +8,7 @@ import numpy as np
 from cowtree.chain.gate import Layer
 from cowtree.chain.lists import read_bitmaps, read_snapshots
 from cowtree.errors import BrokenTable, TruncatedImage
-from cowtree.extents import Offsets
+from cowtree.extents import Offsets, distinct
 from cowtree.qcow2 import refcounts, tables
 from cowtree.qcow2.geometry import Geometry, round_up
 from cowtree.qcow2.image import Image
@@ -31,7 +31,8 @@ def load_image(layer: Layer) -> Image | None:
     if header is None:
         return None
     l1 = read_table(layer, "the active L1 table", header.l1_table_offset, header.l1_entry_count)
-    tables.check_l1(layer.path, header.geometry, l1, layer.file.size_bytes)
+    if layer.salvage is None:
+        tables.check_l1(layer.path, header.geometry, l1, layer.file.size_bytes)
     refcount_entry_count = (header.refcount_table_cluster_count << header.cluster_bits) // 8
     refcount_table = tables.decode_words(_read(layer.file, header.refcount_table_offset, refcount_entry_count * 8))
     found, length = read_snapshots(layer, header)
@@ -83,16 +84,16 @@ def _read(file: Storage, offset: int, length: int) -> bytes:
     return file.pread(offset, length) if length else b""
 
 
-def read_clusters(file: Storage, geometry: Geometry, host_offset: Offsets) -> bytearray:
+def read_clusters(file: Storage, geometry: Geometry, host_offset: Offsets) -> memoryview:
     """Read whole clusters, one behind the other; neighbours in the file are read at once."""
     size = geometry.cluster_size_bytes
-    data = bytearray(len(host_offset) * size)
-    view = memoryview(data)
+    # Nobody sees what is in that memory before all of it is read.
+    view = np.empty(len(host_offset) * size, np.uint8).data
     if len(host_offset):
         first = np.flatnonzero(np.append(True, np.diff(host_offset) != size)).tolist()
         for begin, end in zip(first, [*first[1:], len(host_offset)], strict=True):
             file.preadv(int(host_offset[begin]), [view[begin * size : end * size]])
-    return data
+    return view
 
 
 def load_tables(file: Storage, image: Image, start: int, stop: int) -> Tables:
@@ -111,15 +112,16 @@ def load_counts(file: Storage, image: Image, clusters: Offsets, free_count: int)
     geometry = image.geometry
     refcounts.check_table(image.path, geometry, image.refcount_table, image.file_size_bytes)
     offsets = refcounts.block_offsets(image.refcount_table)
-    existing = np.flatnonzero(offsets)
-    wanted = np.unique(clusters // geometry.refcount_block_entry_count)
+    wanted = distinct(clusters // geometry.refcount_block_entry_count)
     if len(wanted) and wanted[-1] >= len(offsets):
         raise BrokenTable(path=image.path, reason=f"cluster {clusters.max()} is in use but has no reference count")
-    needed = np.intersect1d(wanted, existing)
+    is_left = offsets != 0
+    needed = wanted[is_left[wanted]]
+    is_left[needed] = False
     counts = read_blocks(file, image, needed)
     free = int((counts.counts == 0).sum())
     step = max(COUNTS_PER_WINDOW // geometry.refcount_block_entry_count, 1)
-    rest, parts = np.setdiff1d(existing, needed), [counts]
+    rest, parts = np.flatnonzero(is_left), [counts]
     for first in range(0, len(rest), step):
         if free >= free_count:
             break

@@ -4,7 +4,8 @@ Layer 0 is the top. A layer that is shorter than the one above it shows zeroes p
 short layer, for these zeroes hide what lies below it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -12,9 +13,10 @@ import numpy as np
 from cowtree import extents as ex
 from cowtree.chain import gate, load
 from cowtree.chain.gate import Layer
-from cowtree.errors import ChainError, Refused
-from cowtree.extents import Extents
+from cowtree.errors import BrokenTable, ChainError, Refused, StorageFailed
+from cowtree.extents import Extents, Offsets, Ranges
 from cowtree.qcow2 import tables
+from cowtree.qcow2.geometry import SUBCLUSTER_COUNT
 from cowtree.qcow2.image import Image
 from cowtree.storage.contract import Access, FileSystem
 from cowtree.units import SECTOR_BYTES
@@ -59,11 +61,17 @@ class Chain(NamedTuple):
         gate.close_all(self.layers)
 
 
-def open_chain(files: FileSystem, path: str, image_format: str | None = None, access: str = Access.READ) -> Chain:
-    """Open and load an image and all that backs it.
+def open_chain(
+    files: FileSystem,
+    path: str,
+    image_format: str | None = None,
+    access: str = Access.READ,
+    salvage: Callable[[int, str], None] | None = None,
+) -> Chain:
+    """Open and load an image and all that backs it; `salvage` is what each layer gets.
     Raises: what `gate.open_chain` and `load.load_image` raise, ChainError when all tables together are too large.
     """
-    layers = gate.open_chain(files, path, image_format, access)
+    layers = tuple(each._replace(salvage=salvage) for each in gate.open_chain(files, path, image_format, access))
     try:
         if sum(load.table_bytes(layer) for layer in layers) > TABLE_BYTES_MAX:
             reason = f"the tables of its {len(layers)} layers take more than {TABLE_BYTES_MAX} bytes"
@@ -91,24 +99,60 @@ def through_snapshot(chain: Chain, wanted: Sequence[tuple[str | None, str | None
         raise Refused(reason="Failed to load snapshot: Can't find snapshot", hint=hint)
     snapshot = fitting[0]
     l1 = load.read_snapshot_l1(chain.top, snapshot)
-    tables.check_l1(chain.top.path, image.geometry, l1, chain.top.file.size_bytes)
+    if chain.top.salvage is None:
+        tables.check_l1(chain.top.path, image.geometry, l1, chain.top.file.size_bytes)
     size_bytes = snapshot.size_bytes // SECTOR_BYTES * SECTOR_BYTES
     return chain.with_layer(0, chain.top._replace(size_bytes=size_bytes)).with_image(0, image._replace(l1=l1))
 
 
 def layer_extents(chain: Chain, index: int, start: int, stop: int) -> Extents:
-    """What one layer itself holds between two guest offsets, not looking past its end.
+    """What one layer itself holds between two guest offsets, not looking past its end; what cannot be known is LOST in
+    a layer that is salvaged.
     Raises: BrokenTable when an entry breaks a rule.
     """
     layer, image = chain.layers[index], chain.images[index]
     stop = min(stop, layer.size_bytes)
     if stop <= start:
         return ex.empty()
-    if image is None:
-        return _raw_extents(layer, start, stop).on_layer(index)
+    try:
+        found = _raw_extents(layer, start, stop) if image is None else _table_extents(layer, image, start, stop)
+    except (StorageFailed, BrokenTable):
+        if layer.salvage is None:
+            raise
+        if image is None:
+            return ex.single(start, stop, ex.DATA, layer=index, host_offset=start)
+        found = _salvaged_extents(layer, image, start, stop)
+    return ex.clip(found, start, stop).on_layer(index)
+
+
+def _table_extents(layer: Layer, image: Image, start: int, stop: int) -> Extents:
+    if layer.salvage is not None:
+        first, last = tables.l1_range(image.geometry, start, stop)
+        tables.check_l1(layer.path, image.geometry, image.l1[first:last], layer.file.size_bytes)
     found = load.load_tables(layer.file, image, start, stop)
-    size_bytes = layer.data_file.size_bytes
-    return ex.clip(tables.to_extents(layer.path, image.geometry, found, size_bytes), start, stop).on_layer(index)
+    if image.geometry.has_subclusters:
+        found = tables.within(image.geometry, found, start, stop)
+    return tables.to_extents(layer.path, image.geometry, found, layer.data_file.size_bytes)
+
+
+def _salvaged_extents(layer: Layer, image: Image, start: int, stop: int) -> Extents:
+    """The same, where each entry that breaks a rule, and each table that cannot be read, says LOST."""
+    geometry, span = image.geometry, image.geometry.l2_span_bytes
+    first, last = tables.l1_range(geometry, start, stop)
+    broken = tables.broken_l1(geometry, image.l1[first:last], layer.file.size_bytes)
+    parts = []
+    # Table by table, for each may fail on its own.
+    for index in np.flatnonzero(tables.table_offsets(image.l1[first:last])).tolist():
+        low = (first + index) * span
+        lost = ex.one_range(low, low + span)
+        if not broken[index]:
+            with suppress(StorageFailed):
+                held = load.load_tables(layer.file, image, low, low + span)
+                sound, cluster = tables.without_broken(geometry, held, layer.data_file.size_bytes)
+                parts.append(tables.to_extents(layer.path, geometry, sound, layer.data_file.size_bytes))
+                lost = Ranges(cluster << geometry.cluster_bits, (cluster + 1) << geometry.cluster_bits)
+        parts.append(ex.fill(lost, ex.LOST))
+    return ex.concatenate(parts)
 
 
 def _raw_extents(layer: Layer, start: int, stop: int) -> Extents:
@@ -140,21 +184,34 @@ def resolve(chain: Chain, start: int, stop: int, *, first: int = 0, last: int | 
 
 
 def windows(chain: Chain, stop: int) -> Iterator[tuple[int, int]]:
-    """Split the guest range [0, stop) so that each part touches about half a million L2 entries over all layers, and
-    would touch no more in any one layer that was full. Borders lie on cluster borders of every layer.
+    """Split the guest range [0, stop) so that each part touches about half a million L2 entries over all layers, or as
+    many subclusters, and would touch no more entries in any one layer that was full. Borders lie on cluster borders of
+    every layer.
     """
     starts, weights, fixed = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for layer, image in zip(chain.layers, chain.images, strict=True):
         step = RAW_WINDOW_BYTES if image is None else ENTRIES_PER_WINDOW << image.header.cluster_bits
         fixed.append(np.arange(step, min(stop, layer.size_bytes), step))
         if image is not None:
-            start = np.flatnonzero(tables.table_offsets(image.l1)) * image.geometry.l2_span_bytes
+            start, weight = _weigh(image)
             starts.append(start)
-            weights.append(np.full(len(start), image.geometry.l2_entry_count, np.int64))
+            weights.append(np.full(len(start), weight))
     where = np.concatenate(starts)
     order = np.argsort(where, kind="stable")
     filled = np.cumsum(np.concatenate(weights)[order]) // ENTRIES_PER_WINDOW
     borders = np.concatenate((where[order][1:][np.diff(filled) > 0], *fixed)) // ALIGNMENT_BYTES * ALIGNMENT_BYTES
-    inside = np.unique(borders[(borders > 0) & (borders < stop)]).tolist()
+    inside = ex.distinct(borders[(borders > 0) & (borders < stop)]).tolist()
     if stop:
         yield from zip([0, *inside], [*inside, stop], strict=True)
+
+
+def _weigh(image: Image) -> tuple[Offsets, int]:
+    """Where the pieces of guest data begin that the L2 tables map, and how many extents each may consist of.
+    A table with subclusters may say so much that it is more than one piece.
+    """
+    geometry = image.geometry
+    weight = geometry.l2_entry_count * (SUBCLUSTER_COUNT if geometry.has_subclusters else 1)
+    piece_count = max(weight // ENTRIES_PER_WINDOW, 1)
+    table = np.flatnonzero(tables.table_offsets(image.l1)) * geometry.l2_span_bytes
+    start = table[:, None] + np.arange(piece_count) * (geometry.l2_span_bytes // piece_count)
+    return start.ravel(), weight // piece_count

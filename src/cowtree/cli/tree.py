@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from cowtree.cli import pool
 from cowtree.errors import (
     BrokenHeader,
     ChainError,
@@ -90,10 +91,10 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         epilog="Exit status: 0 when all is well; that of the first error on standard error when an image is broken; 1 "
         "when there is no image, or a place could not be looked into.",
     )
-    parser.add_argument(
-        "places", nargs="*", default=["."], metavar="PATH", help="a folder or an image; . when not given"
-    )
+    parser.add_argument("places", nargs="*", metavar="PATH", help="a folder or an image; . when not given")
     parser.add_argument("--output", choices=("human", "json"), default="human", help="human (the default) or json")
+    parser.add_argument("--pools", action="store_true", help="draw what is in the pools: see cowtree pool")
+    pool.add_catalog_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -102,10 +103,16 @@ def run(arguments: argparse.Namespace) -> int:
     from cowtree.chain.forest import survey  # noqa: PLC0415  other verbs and help do without
     from cowtree.storage.file import LocalFiles  # noqa: PLC0415
 
+    places, gone = arguments.places, list[MissingImage]()
+    if arguments.pools:
+        pools, gone = pool.find_pools(arguments.catalog)
+        places = [*places, *pools]
+        if not places and not gone:
+            raise CowtreeError(reason="there are no pools", hint="cowtree pool add FOLDER")
     try:
-        forest = survey(LocalFiles(), arguments.places)
+        forest = survey(LocalFiles(), places or ([] if gone else ["."]))
     except MissingImage as error:
-        _complain(str(error))
+        complain(str(error))
         return error.exit_status
     encoding = sys.stdout.encoding or "utf-8"
     if arguments.output == "json":
@@ -115,14 +122,20 @@ def run(arguments: argparse.Namespace) -> int:
         for line in draw(forest, encoding, has_colour=has_colour):
             print(line)
     sys.stdout.flush()
-    for sentence in complaints(forest):
-        _complain(sentence)
+    for sentence in (*map(str, gone), *complaints(forest)):
+        complain(sentence)
+    return gone[0].exit_status if gone and not forest.problems else status_of(forest)
+
+
+def status_of(forest: "Forest") -> int:
+    """The exit status that says whether all was found, and all of it is well."""
     if forest.problems:
         return forest.problems[0].exit_status
     return 0 if forest.nodes and not any(place.is_failure for place in forest.unseen) else CowtreeError.exit_status
 
 
-def _complain(sentence: str) -> None:
+def complain(sentence: str) -> None:
+    """Say what is wrong."""
     print(f"cowtree: {printable(sentence)}", file=sys.stderr)
 
 
@@ -130,14 +143,14 @@ def complaints(forest: "Forest") -> Iterator[str]:
     """Say what is broken, and where nobody has looked."""
     yield from map(str, forest.problems)
     if not forest.nodes:
-        yield f"no image found in {_looked(forest)}"
+        yield f"no image found in {looked(forest)}"
     for place in forest.unseen[:PLACES_TOLD_MAX]:
         yield f"not looked into {place.path}: {place.reason}"
     if len(forest.unseen) > PLACES_TOLD_MAX:
         yield f"not looked into {len(forest.unseen) - PLACES_TOLD_MAX} more places; --output=json names them"
 
 
-def _looked(forest: "Forest") -> str:
+def looked(forest: "Forest") -> str:
     """How far was looked, in words."""
     told = [f"{each.folder} and below" if each.is_deep else each.folder for each in forest.looked[:PLACES_TOLD_MAX]]
     more = len(forest.looked) - len(told)
@@ -148,6 +161,13 @@ def describe(forest: "Forest") -> dict[str, object]:
     """The forest in the words of JSON; where `qemu-img info` has a name for something it is the same."""
     return {
         "images": [_describe_node(forest, node) for node in forest.nodes],
+        **describe_reach(forest),
+    }
+
+
+def describe_reach(forest: "Forest") -> dict[str, object]:
+    """How far was looked, in the words of JSON."""
+    return {
         "looked-into": [{"folder": each.folder, "below": each.is_deep} for each in forest.looked],
         "not-looked-into": [
             {"path": each.path, "reason": each.reason, "failure": each.is_failure} for each in forest.unseen
@@ -196,7 +216,7 @@ def draw(forest: "Forest", encoding: str, *, has_colour: bool = False) -> Iterat
     broken = sum(1 for node in forest.nodes if node.problem)
     counts = [_count(there, "image", "images"), _count(len(forest.leaves), "leaf", "leaves")]
     counts += [f"{broken} broken"] if broken else []
-    yield printable(f"{', '.join(counts)}. Looked in {_looked(forest)}.", encoding)
+    yield printable(f"{', '.join(counts)}. Looked in {looked(forest)}.", encoding)
 
 
 def _count(count: int, one: str, many: str) -> str:

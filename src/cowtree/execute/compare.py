@@ -14,6 +14,7 @@ from cowtree import extents as ex
 from cowtree.chain.view import Chain, resolve
 from cowtree.execute.read import ahead, pages
 from cowtree.extents import Extents, Offsets, Ranges
+from cowtree.monitor import Monitor
 
 # Bytes are compared cell by cell; a granule differs when one of its cells does.
 CELL_BYTES_MAX: Final = 4096
@@ -67,5 +68,27 @@ def _file_numbers(chain: Chain, numbers: dict[str, int]) -> Offsets:
 
 
 def _granules(guest_offset: Offsets, where: Ranges, granule: int) -> Ranges:
-    start = np.unique(guest_offset // granule) * granule
+    start = ex.distinct(guest_offset // granule) * granule
     return ex.intersect(ex.merge_ranges(Ranges(start, start + granule)), where)
+
+
+def sift(
+    left: tuple[Chain, Extents], right: tuple[Chain, Extents], where: Ranges, unit: int, monitor: Monitor
+) -> tuple[Ranges, Ranges]:
+    """Read both sides once, each a chain and what is seen of it. Returns: the units, a power of two of bytes, of which
+    the bytes in `where` differ, and those of which the left ones are not all zero.
+    Raises: StorageFailed, BrokenTable.
+    """
+    found: tuple[list[Offsets], list[Offsets]] = [], []
+    cell = min(unit, CELL_BYTES_MAX)
+    cells = ex.widen(where, unit)
+    sides = [pages(chain, ex.cut(seen, where), cells) for chain, seen in (left, right)]
+    for one, other in zip(*map(ahead, sides), strict=True):
+        words = np.frombuffer(one.data, np.uint64)
+        for marks, which in zip(found, (words != np.frombuffer(other.data, np.uint64), words != 0), strict=True):
+            rows = np.flatnonzero(which.reshape(-1, cell // 8).any(axis=1))
+            marks.append(ex.distinct(one.guest_offset(rows * cell) // unit * unit))
+        monitor.advance(len(one.data))
+    none = np.empty(0, np.int64)
+    differing, solid = (np.concatenate([none, *marks]) for marks in found)
+    return ex.widen(Ranges(differing, differing + unit), unit), ex.widen(Ranges(solid, solid + unit), unit)

@@ -1,4 +1,4 @@
-"""Moving guest data: many pieces, sorted by target, through two large buffers.
+"""Moving guest data: many pieces, sorted by target, through two large buffers; what can be cloned is not copied.
 
 While one buffer is written the next one is read, so that both cores work. Pieces that end up side by side are written
 by one call; what is large enough goes past the page cache (`storage/file.py`), for which buffers must start on a page.
@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from cowtree.chain.view import Chain
+from cowtree.execute.cloner import clone
 from cowtree.execute.read import fetch, prefetch
 from cowtree.extents import MOVING, Extents, Offsets
 from cowtree.monitor import Monitor
@@ -27,6 +28,9 @@ def copy(chain: Chain, move: Move, target: Storage, monitor: Monitor) -> None:
     """Carry out a move. Not durable before the target is flushed.
     Raises: StorageFailed, BrokenTable.
     """
+    move = clone(chain, move, target, monitor)
+    if not len(move.target_offset):
+        return
     pieces, target_offset = _split(move)
     buffers = [memoryview(mmap.mmap(-1, 2 * BATCH_BYTES)) for _ in range(2)]
     batches = list(_batches(pieces.length))

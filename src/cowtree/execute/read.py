@@ -3,7 +3,9 @@
 Pieces that lie side by side in a file are read by one call, wherever they belong in the buffer.
 """
 
-from collections.abc import Iterator
+import errno
+import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, NamedTuple, TypeVar
 
@@ -12,7 +14,7 @@ import numpy as np
 from cowtree import extents as ex
 from cowtree.chain.gate import Layer
 from cowtree.chain.view import Chain
-from cowtree.errors import BrokenTable
+from cowtree.errors import BrokenTable, StorageFailed
 from cowtree.extents import Extents, Offsets, Ranges
 from cowtree.qcow2 import tables
 from cowtree.qcow2.compression import inflate
@@ -20,14 +22,53 @@ from cowtree.qcow2.geometry import round_up
 from cowtree.units import SECTOR_BYTES
 
 PAGE_BYTES: Final = 4 << 20
+# What a reader is told of bytes that are somewhere, and nobody knows where or how.
+UNREADABLE: Final = os.strerror(errno.EIO)
 
 Item = TypeVar("Item")
 
 
 def fetch(chain: Chain, parts: Extents, position: Offsets, buffer: memoryview) -> None:
-    """Read each extent's bytes to its position in the buffer; extents that are zeroes clear theirs.
+    """Read each extent's bytes to its position in the buffer; extents that are zeroes clear theirs, and so do sectors
+    that cannot be read of a layer that is salvaged.
     Raises: StorageFailed, BrokenTable when a compressed cluster is damaged.
     """
+    try:
+        _fetch(chain, parts, position, buffer)
+    except (StorageFailed, BrokenTable):
+        if not any(layer.salvage for layer in chain.layers):
+            raise
+        for index, at in enumerate(position.tolist()):
+            _salvage(chain, parts.take(slice(index, index + 1)), at, buffer)
+
+
+def _salvage(chain: Chain, part: Extents, at: int, buffer: memoryview) -> None:
+    """Read one extent, or what can be read of it. Raises: StorageFailed, BrokenTable when its layer is not salvaged."""
+    start, length, layer = int(part.start[0]), int(part.length[0]), chain.layers[int(part.layer[0])]
+    try:
+        _fetch(chain, part, np.array([at]), buffer)
+    except (StorageFailed, BrokenTable) as error:
+        if layer.salvage is None:
+            raise
+        if part.kind[0] == ex.COMPRESSED or length <= SECTOR_BYTES:
+            reason = error.facts["reason"] if isinstance(error, StorageFailed) else UNREADABLE
+            _lose(layer, layer.salvage, (start, length), reason)
+            buffer[at : at + length] = bytes(length)
+            return
+        middle = max((start + length // 2) // SECTOR_BYTES, start // SECTOR_BYTES + 1) * SECTOR_BYTES
+        for half in (ex.clip(part, start, middle), ex.clip(part, middle, start + length)):
+            _salvage(chain, half, at + int(half.start[0]) - start, buffer)
+
+
+def _lose(layer: Layer, tell: Callable[[int, str], None], where: tuple[int, int], reason: str) -> None:
+    """Tell of each sector of a range that it cannot be read."""
+    start, length = where
+    first = (start - layer.origin) // SECTOR_BYTES * SECTOR_BYTES
+    for offset in range(first, start - layer.origin + length, SECTOR_BYTES):
+        tell(offset, reason)
+
+
+def _fetch(chain: Chain, parts: Extents, position: Offsets, buffer: memoryview) -> None:
     plain = parts.kind == ex.DATA
     _fetch_plain(chain, parts.take(plain), position[plain], buffer)
     packed = parts.kind == ex.COMPRESSED
@@ -35,6 +76,13 @@ def fetch(chain: Chain, parts: Extents, position: Offsets, buffer: memoryview) -
         layer = chain.layers[int(parts.layer[index])]
         start, length, at = int(parts.start[index]), int(parts.length[index]), int(position[index])
         buffer[at : at + length] = _inflate_part(layer, int(parts.host_offset[index]), start, length)
+    lost = parts.take(parts.kind == ex.LOST)
+    for index, where in zip(
+        lost.layer.tolist(), zip(lost.start.tolist(), lost.length.tolist(), strict=True), strict=True
+    ):
+        layer = chain.layers[index]
+        if layer.salvage is not None:
+            _lose(layer, layer.salvage, where, UNREADABLE)
     zero = ~plain & ~packed
     _clear(buffer, position[zero], parts.length[zero])
 

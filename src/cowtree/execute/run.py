@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 from cowtree.chain.view import Chain
-from cowtree.execute.copier import copy
 from cowtree.monitor import Monitor
 from cowtree.steps import Allocate, Flush, Move, Step, Truncate, Write, Zero
 from cowtree.storage.contract import Storage
@@ -24,6 +23,8 @@ def run(steps: Iterable[Step], target: Storage, chain: Chain, monitor: Monitor, 
             case Allocate(offset, length):
                 target.allocate(offset, length)
             case Move():
+                from cowtree.execute.copier import copy  # noqa: PLC0415  its threads would be loaded for nothing
+
                 copy(chain, step, payload, monitor)
             case Truncate(size_bytes):
                 target.truncate(size_bytes)

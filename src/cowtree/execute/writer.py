@@ -8,17 +8,18 @@ import numpy as np
 
 from cowtree import extents as ex
 from cowtree.chain import gate, load
-from cowtree.chain.view import Chain
-from cowtree.errors import MarkedCorrupt, Refused
+from cowtree.chain.view import Chain, layer_extents
+from cowtree.errors import Refused
 from cowtree.execute.bitmaps import BitmapWriter, Recorder
 from cowtree.execute.run import run
 from cowtree.extents import Offsets, Ranges
 from cowtree.monitor import Monitor, Silent
-from cowtree.plan import commit, empty, pack, put, resize
-from cowtree.plan.put import Fates, Wish
+from cowtree.plan import commit, empty, pack, put, resize, trim
+from cowtree.plan.put import Bill, Fates, Wish
+from cowtree.plan.trim import Loose
 from cowtree.qcow2 import header as qcow2
 from cowtree.qcow2 import header_writes, refcounts, writes
-from cowtree.qcow2.image import Image, Slice, check_layout
+from cowtree.qcow2.image import Image, Slice, refuse_what_we_cannot_write
 from cowtree.qcow2.tables import Tables
 from cowtree.steps import Flush, Step, Truncate
 from cowtree.storage.contract import Storage
@@ -46,18 +47,33 @@ class LayerWriter:
         """The layer's image as it stands on disk now; None for raw."""
         return self.chain.images[self.index]
 
-    def survey(self, wish: Wish, start: int, stop: int) -> int:
-        """Look at all that `put` will rely on in the window [start, stop). Returns: the bytes that it will move.
+    def price(self, wish: Wish, start: int, stop: int) -> Bill:
+        """What `put` will cost, as far as the tables are right."""
+        image = self.image
+        if image is None:
+            return self._price_raw(wish, start, stop)
+        image = commit.with_room(image, stop)
+        _, fates = self._decide(image, wish, start, stop)
+        return put.bill(image, fates, wish)
+
+    def _price_raw(self, wish: Wish, start: int, stop: int) -> Bill:
+        moved = put.needed(wish).of_kind(*ex.BYTES)
+        own = layer_extents(self.chain, self.index, start, stop).of_kind(ex.DATA)
+        new_bytes = ex.subtract(moved.ranges, ex.merge_ranges(own.ranges)).total_bytes
+        return Bill(moved.total_bytes, moved.total_bytes, new_bytes)
+
+    def survey(self, wish: Wish, start: int, stop: int) -> Bill:
+        """Look at all that `put` will rely on in the window [start, stop). Returns: what it will cost.
         Raises: BrokenTable when a table or a count of the layer is wrong, Locked and Refused when it is encrypted.
         """
         refuse_plain_data(self.chain.layers[self.index])
         image = self.image
         if image is None:
-            return put.needed(wish).of_kind(*ex.BYTES).total_bytes
+            return self._price_raw(wish, start, stop)
         image = commit.with_room(image, stop)
         held, fates = self._decide(image, wish, start, stop)
         counts = load.load_counts(self.file, image, put.demand(image, held, fates).clusters, 0)
-        return put.review(Slice(image, held, counts), fates)
+        return put.review(Slice(image, held, counts), fates, wish)
 
     def put(self, wish: Wish, start: int, stop: int) -> None:
         """Put guest content of the window [start, stop) into the layer.
@@ -170,6 +186,23 @@ class LayerWriter:
             steps, image = empty.forget(image)
             self._run([*begin, *steps], image)
 
+    def drop(self, loose: Loose, start: int, stop: int) -> None:
+        """Let go what the layer need not hold of the window [start, stop).
+        Raises: BrokenTable, before anything of this window is written.
+        """
+        begin, image = self._begin()
+        if image is None:
+            self._run([*trim.zeroes(loose.same), Flush()])
+            return
+        held = load.load_tables(self.file, image, start, stop)
+        lost = trim.released(image, held, trim.after(image, held, loose))
+        counts = load.load_counts(self.file, image, lost, 0)
+        steps, image = trim.drop(Slice(image, held, counts), loose)
+        if steps:
+            if self._recorder is not None:
+                self._recorder.note(loose.same)
+            self._run([*begin, *steps], image)
+
     def give_back(self) -> None:
         """Let refcount blocks go that are of no use, cut off the free end of the file, and punch the free clusters
         before it.
@@ -181,7 +214,7 @@ class LayerWriter:
         spare = empty.spare_blocks(image, used)
         if len(spare):
             hosts = refcounts.block_offsets(image.refcount_table)[spare] >> image.header.cluster_bits
-            kept = hosts[~np.isin(hosts // image.geometry.refcount_block_entry_count, spare)]
+            kept = hosts[~ex.is_among(hosts // image.geometry.refcount_block_entry_count, spare)]
             counts = load.load_counts(self.file, image, kept, 0)
             steps, image = empty.drop_blocks(commit.no_slice(image)._replace(counts=counts), spare)
             self._run([*begin, *steps], image)
@@ -225,7 +258,8 @@ class LayerWriter:
     def _plan_link(self, backing: tuple[str, str] | None) -> list[Step]:
         image = self.image
         if image is None:
-            raise Refused(reason=f"{self.file.path} is raw, and a raw image has no backing file")
+            kind = self.chain.layers[self.index].format
+            raise Refused(reason=f"{self.file.path} is {kind}, and a {kind} image has no backing file")
         if backing is not None and image.header.autoclear & qcow2.AUTOCLEAR_RAW_DATA:
             reason = f"{image.path} has a data file that is read as raw, and nothing can show through that"
             raise Refused(reason=reason)
@@ -279,14 +313,3 @@ def refuse_plain_data(layer: gate.Layer) -> None:
     if layer.guest_cipher:
         reason = f"{layer.path} is encrypted in the old way (AES-CBC), which is read and no longer written"
         raise Refused(reason=reason, hint="convert it to an image with encrypt.format=luks")
-
-
-def refuse_what_we_cannot_write(image: Image) -> None:
-    """Refuse an image before a byte of it changes.
-    Raises: MarkedCorrupt, BrokenTable, Refused.
-    """
-    if image.header.is_corrupt:
-        raise MarkedCorrupt(path=image.path)
-    if len(image.snapshot_l1s) < len(image.snapshots):
-        raise Refused(reason=f"{image.path}: there are too many snapshots to know what must not be overwritten")
-    check_layout(image)

@@ -4,7 +4,6 @@ All modes are built from one primitive, the block cipher without a mode, so that
 sectors and what remains is arithmetic of arrays. Shapes: blocks are uint64, (sector count, blocks of a sector, 2).
 """
 
-import hashlib
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -61,6 +60,8 @@ class SectorCipher:
         self._tweak = BlockCipher(key[half:]) if suite.mode == "xts" else None
         self._essiv = None
         if suite.iv_generator == "essiv" and suite.mode != "ecb":
+            import hashlib  # noqa: PLC0415  it loads OpenSSL
+
             self._essiv = BlockCipher(hashlib.new(suite.iv_hash or "", key).digest())
 
     def encrypt(self, sector: int, data: Bytes) -> bytes:

@@ -22,6 +22,7 @@ SALT_BYTES: Final = 32
 # Where the first slot's key material begins; that of the others is spaced in multiples of it.
 ALIGNMENT_BYTES: Final = 4096
 ENABLED, DISABLED = 0x00AC71F3, 0x0000DEAD
+STATE_BYTES: Final = 4
 # About a minute's work; QEMU gives a new slot some millions.
 ITERATION_COUNT_MAX: Final = 1 << 26
 ITERATION_COUNT_MIN: Final = 1000
@@ -147,8 +148,7 @@ def parse(path: str, data: bytes) -> Volume:
     Raises: BrokenHeader.
     """
     numbers, texts = _split(HEADER.unpack(data))
-    places = (HEADER.size_bytes + index * SLOT.size_bytes for index in range(SLOT_COUNT))
-    heads = [_split(SLOT.unpack(data, place)) for place in places]
+    heads = [_split(SLOT.unpack(data, slot_place(index))) for index in range(SLOT_COUNT)]
     for holds, reason in (*_header_rules(numbers, texts), *_slot_rules(numbers, [head for head, _ in heads])):
         if not holds:
             raise BrokenHeader(path=path, reason=reason, hint=_HINT)
@@ -275,12 +275,25 @@ def pack(volume: Volume) -> bytes:
         mk_digest_iter=volume.digest_iteration_count,
         uuid=volume.uuid.encode("utf-8", "surrogateescape"),
     )
-    for slot in volume.slots:
-        data += SLOT.pack(
-            active=ENABLED if slot.is_active else DISABLED,
-            iterations=slot.iteration_count,
-            salt=slot.salt,
-            key_material_offset=slot.offset // SECTOR_BYTES,
-            stripes=STRIPE_COUNT,
-        )
-    return data
+    return data + b"".join(map(pack_slot, volume.slots))
+
+
+def pack_slot(slot: Slot) -> bytes:
+    """The head of a slot; it begins with what `pack_state` says."""
+    return SLOT.pack(
+        active=ENABLED if slot.is_active else DISABLED,
+        iterations=slot.iteration_count,
+        salt=slot.salt,
+        key_material_offset=slot.offset // SECTOR_BYTES,
+        stripes=STRIPE_COUNT,
+    )
+
+
+def pack_state(*, is_active: bool) -> bytes:
+    """The first bytes of the head of a slot. No sector ends among them, so that they are never torn."""
+    return (ENABLED if is_active else DISABLED).to_bytes(STATE_BYTES, "big")
+
+
+def slot_place(index: int) -> int:
+    """Where in a volume the head of a slot begins."""
+    return HEADER.size_bytes + index * SLOT.size_bytes

@@ -4,8 +4,8 @@ A slot holds the master key split into stripes, of which none may be missing, an
 from the passphrase. Random bytes and counts of iterations come from the caller.
 """
 
-import hashlib
-import hmac
+from collections.abc import Callable
+from functools import partial
 from typing import Final, NamedTuple
 
 from cowtree.errors import Refused
@@ -21,6 +21,8 @@ def derive(hash_name: str, secret: bytes, salt: bytes, iteration_count: int, len
     Raises: Refused when the hash is not to be had.
     Source: RFC 8018, "PBKDF2".
     """
+    import hashlib  # noqa: PLC0415  it loads OpenSSL, for encrypted images alone
+
     if hash_name not in PBKDF_HASHES or hash_name not in hashlib.algorithms_available:
         raise Refused(reason=f"PBKDF does not support hash algorithm {hash_name}", hint="hash-alg=sha256")
     if hash_name == "ripemd160":
@@ -38,24 +40,25 @@ def _xor(one: bytes, other: bytes) -> bytes:
     return number.to_bytes(len(one), "big")
 
 
-def _diffuse(hash_name: str, block: bytes) -> bytes:
-    """Replace each part of the block that is as long as a digest by the digest of its number and itself."""
-    step = hashlib.new(hash_name).digest_size
-    parts = (block[first : first + step] for first in range(0, len(block), step))
-    return b"".join(
-        hashlib.new(hash_name, number.to_bytes(4, "big") + part).digest()[: len(part)]
-        for number, part in enumerate(parts)
-    )
+def _diffuser(hash_name: str, length: int) -> Callable[[bytes], bytes]:
+    """What replaces each part of a block that is as long as a digest by the digest of its number and itself."""
+    import hashlib  # noqa: PLC0415  see `derive`
+
+    # The constructor takes half the time of `new`, but not all hashes have one.
+    digest = getattr(hashlib, hash_name, None) or partial(hashlib.new, hash_name)
+    step = digest().digest_size
+    parts = [(number.to_bytes(4, "big"), slice(at, at + step)) for number, at in enumerate(range(0, length, step))]
+    return lambda block: b"".join([digest(head + block[part]).digest() for head, part in parts])[:length]
 
 
 def merge(hash_name: str, material: bytes, key_bytes: int) -> bytes:
     """Put a key together from its stripes.
     Source: LUKS On-Disk Format Specification, "AFmerge".
     """
-    block = bytes(key_bytes)
+    block, diffuse = bytes(key_bytes), _diffuser(hash_name, key_bytes)
     # Each stripe needs what comes of the one before it.
     for first in range(0, len(material) - key_bytes, key_bytes):
-        block = _diffuse(hash_name, _xor(block, material[first : first + key_bytes]))
+        block = diffuse(_xor(block, material[first : first + key_bytes]))
     return _xor(block, material[-key_bytes:])
 
 
@@ -80,6 +83,8 @@ def open_slot(volume: Volume, index: int, material: bytes, passphrase: bytes) ->
     """The master key that a slot holds, if this is its passphrase; `material` is the slot's key material.
     Raises: Refused when the library lacks the cipher or the hash.
     """
+    import hmac  # noqa: PLC0415  see `derive`
+
     suite, slot = volume.suite, volume.slots[index]
     plain = _slot_cipher(suite, slot, passphrase).decrypt(0, _whole_sectors(material))[: len(material)]
     key = merge(suite.hash_name, plain, suite.key_bytes)

@@ -17,7 +17,7 @@ from cowtree.errors import Refused
 from cowtree.execute.read import fetch
 from cowtree.execute.writer import LayerWriter
 from cowtree.extents import Extents, Offsets, Ranges
-from cowtree.operations.merge import trusted
+from cowtree.operations.check import trusted
 from cowtree.plan.put import Wish
 from cowtree.qcow2.geometry import round_up
 from cowtree.storage.contract import Bytes
@@ -83,7 +83,7 @@ class _Reader:
     def plan(self, offsets: Offsets) -> Iterator[Request]:
         """Who holds what each request asks for."""
         index = np.searchsorted(self._borders, offsets, "right") - 1
-        for number in np.unique(index).tolist():
+        for number in ex.distinct(index).tolist():
             if number != self._index:
                 window = self._borders[number], self._borders[min(number + 1, len(self._borders) - 1)]
                 self._index, self._seen = number, resolve(self._chain, *map(int, window))

@@ -13,14 +13,13 @@ from cowtree.chain.view import Chain
 from cowtree.errors import Refused
 from cowtree.execute.bitmaps import BitmapWriter
 from cowtree.execute.run import run
-from cowtree.execute.writer import refuse_what_we_cannot_write
 from cowtree.monitor import Silent
 from cowtree.operations.check import repair_counts
 from cowtree.plan import bitmap as plan
 from cowtree.plan.bitmap import Action, Holder, Wanted
 from cowtree.qcow2 import bitmaps, writes
 from cowtree.qcow2.bitmaps import AUTO, IN_USE
-from cowtree.qcow2.image import Image
+from cowtree.qcow2.image import Image, refuse_what_we_cannot_write
 from cowtree.steps import Flush
 from cowtree.storage.contract import Access, FileSystem
 
@@ -57,7 +56,7 @@ def change(
 
 
 def _open(files: FileSystem, stack: ExitStack, named: Named, access: str) -> tuple[Layer, Image | None]:
-    layer = gate.open_layer(files, *named, access)
+    layer = gate.open_readable(files, *named, access)
     stack.callback(layer.close)
     image = load_image(layer)
     if image is not None and access == Access.WRITE:

@@ -21,7 +21,6 @@ from cowtree.chain.gate import Layer
 from cowtree.chain.view import Chain
 from cowtree.errors import BrokenTable
 from cowtree.execute.run import run
-from cowtree.execute.writer import refuse_what_we_cannot_write
 from cowtree.monitor import Silent
 from cowtree.operations import snapshot_table
 from cowtree.operations.count import IO_ERROR, Count, OnDisk, Stopped, Tell
@@ -43,7 +42,8 @@ from cowtree.qcow2.findings import (
     remark,
 )
 from cowtree.qcow2.header import Header
-from cowtree.qcow2.image import Image, check_layout
+from cowtree.qcow2.image import Image, check_layout, refuse_what_we_cannot_write
+from cowtree.qcow2.mend import structure_clusters
 from cowtree.storage.contract import Access, FileSystem
 
 NOTHING: Final = "nothing"
@@ -162,6 +162,15 @@ def repair_counts(layer: Layer, image: Image) -> Image:
     return mender.image
 
 
+def trusted(chain: Chain, index: int, *, is_filled: bool = True) -> Chain:
+    """Make counts right that a stopped run may have left wrong; only then may a free cluster be trusted to be free."""
+    layer, image = chain.layers[index], chain.images[index]
+    # Version 2 has no bit that would tell.
+    if image is None or not (image.header.is_dirty or (is_filled and image.header.version < 3)):
+        return chain
+    return chain.with_image(index, repair_counts(layer, image))
+
+
 def refuse_damage(path: str) -> Tell:
     """Whoever is told of damage refuses to go on."""
 
@@ -204,13 +213,17 @@ class _Run:
             self._check_tables(image, count)
         elif is_lost or count.blocks.is_broken:
             self._stop("ERROR need to rebuild refcount structures", IO_ERROR)
-        if repair == ALL and (is_lost or count.must_rebuild):
+        anew = is_lost or count.must_rebuild
+        if repair == ALL and anew:
             self._say_rebuilt(count, before)
         elif self._sums[CORRUPTION] or self._sums[LEAK]:
             # What was said of the counts so far is repaired now, and said again.
             self._sums = before
             self._compare(on_disk, count.references, repair)
-        (self._mend_all if repair == ALL else self._free_leaks)(count)
+        if repair == ALL:
+            self._mend_all(count, anew=anew)
+        else:
+            self._free_leaks(count)
 
     def report(self, failure: str | None) -> Report:
         """What was found."""
@@ -339,10 +352,14 @@ class _Run:
             self._say_all(self._wrong_flags(mender.image, on_disk))
         mender.finish(all_is_right=not wrong_count and not self._snapshot_sums[CORRUPTION])
 
-    def _mend_all(self, count: Count) -> None:
+    def _mend_all(self, count: Count, *, anew: bool) -> None:
         mender = Mender(self._layer, count.image, count.references)
         mender.clear_misplaced(count.misplaced)
-        self._say_all(mender.mend(anew=count.must_rebuild))
+        old = structure_clusters(count.image, count.references) if anew else np.empty(0, np.int64)
+        said = mender.mend(anew=anew)
+        for cluster in np.unique(old[count.references.uses(old) == 0]).tolist():
+            self._say(remark(REMARK, f"Repairing cluster {cluster} refcount=1 reference=0"))
+        self._say_all(said)
         if self._snapshot_sums[CORRUPTION]:
             mender.replace_snapshots(count.image.snapshots)
             self._snapshot_sums[CORRUPTION_FIXED] += self._snapshot_sums.pop(CORRUPTION)

@@ -29,7 +29,7 @@ NO_CHAIN: Final = Chain((), ())
 # A qcow2 image answers for at most so many bytes at once.
 _ANSWER_BYTES_MAX: Final = (1 << 31) - 1
 # What strict mode compares, by kind of extent: data, zero, has an offset, allocated.
-_STATUS: Final = np.array([0b0100, 0b1011, 0b0101, 0b0111, 0b1001, 0b0101, 0b1111], np.uint8)
+_STATUS: Final = np.array([0b0100, 0b1011, 0b0101, 0b0111, 0b1001, 0b0101, 0b1111, 0b0110], np.uint8)
 
 
 class Verdict(NamedTuple):
@@ -101,7 +101,7 @@ class _Strict:
     def first_mismatch(self, start: int, stop: int) -> int | None:
         """The first offset in the window where the two differ."""
         one, other = (_statuses(chain, hollow, start, stop) for chain, hollow in self._sides)
-        borders = np.union1d(one[0], other[0])
+        borders = ex.distinct(np.concatenate((one[0], other[0])))
         left, right = (status[np.searchsorted(begin, borders, "right") - 1] for begin, status in (one, other))
         found = borders[np.flatnonzero(left != right)[:1]].tolist()
         if self._end_mismatch is not None and start <= self._end_mismatch < stop:

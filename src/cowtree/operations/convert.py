@@ -5,7 +5,7 @@ zeroes and written, the next one is read. Pages that are zeroes leave holes. An 
 clusters were allocated beforehand, is filled in place, in the order that keeps it valid.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Final, NamedTuple, Protocol
@@ -14,9 +14,8 @@ import numpy as np
 
 from cowtree import extents as ex
 from cowtree.chain import gate, load
-from cowtree.chain.view import Chain, open_chain, through_snapshot
-from cowtree.errors import Refused, WrongUse
-from cowtree.execute.compare import differing
+from cowtree.chain.view import Chain, open_chain, resolve, through_snapshot
+from cowtree.errors import ChainError, ImageError, Refused, WrongUse
 from cowtree.execute.copier import write_pieces
 from cowtree.execute.read import Page, ahead, pages
 from cowtree.execute.run import run
@@ -27,8 +26,8 @@ from cowtree.operations import bitmap
 from cowtree.operations.create import NEW_MODE, OVERLAY_MODE, new_file, write_new
 from cowtree.operations.encryption import furnish
 from cowtree.operations.joined import CELL_BYTES_MAX, NO_CHAIN, Grain, Joined, grain_of
-from cowtree.operations.merge import Tally
 from cowtree.operations.overwrite import Fit, overwrite
+from cowtree.operations.tally import Tally
 from cowtree.plan import convert as plan
 from cowtree.plan.convert import Filled
 from cowtree.plan.create import OFF, NewImage, raw_steps
@@ -40,6 +39,7 @@ from cowtree.storage.encrypted import EncryptedFile, EncryptedVolume, SectorCiph
 from cowtree.units import SECTOR_BYTES
 
 THREAD_COUNT: Final = 2
+TOLD_COUNT_MAX: Final = 1 << 18
 
 
 class Manner(NamedTuple):
@@ -48,7 +48,9 @@ class Manner(NamedTuple):
     `through_snapshot` takes it; without it the disk of now is converted. `mode` are a new file's permission bits.
     `span` says which bytes of a single source are converted; without it all of them are. Persistent bitmaps are copied
     too if that is said; broken ones are then refused, or else left out. `is_target_zero` is the caller's word that a
-    disk which is written over shows zeroes.
+    disk which is written over shows zeroes. With `top_only` what the source's own backing file shows is not written,
+    for the target has another one that shows the same; a new image with a backing file is always made so. `warn` is
+    told what may not be as it was meant. With `salvage`, which is told of it, what cannot be read is taken for zeroes.
     """
 
     is_compressed: bool = False
@@ -60,9 +62,28 @@ class Manner(NamedTuple):
     copies_bitmaps: bool = False
     skips_broken_bitmaps: bool = False
     is_target_zero: bool = False
+    top_only: bool = False
+    salvage: Callable[[str], None] | None = None
+    warn: Callable[[str], None] = lambda text: None
 
 
 DEFAULT_MANNER: Final = Manner()
+
+
+class Salvage:
+    """Tells once of each sector of a disk that cannot be read; of very many, perhaps more than once."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._told: set[int] = set()
+
+    def __call__(self, offset: int, reason: str) -> None:
+        """Tell, in QEMU's words."""
+        if len(self._told) >= TOLD_COUNT_MAX:
+            self._told.clear()
+        if offset not in self._told:
+            self._told.add(offset)
+            self._tell(f"error while reading offset {offset}: {reason}")
 
 
 @contextmanager
@@ -70,13 +91,31 @@ def _open_sources(files: FileSystem, sources: Sequence[tuple[str, str | None]], 
     with ExitStack() as stack:
         chains = []
         for path, image_format in sources:
-            chains.append(open_chain(files, path, image_format, manner.access))
+            salvage = Salvage(manner.salvage) if manner.salvage else None
+            chains.append(open_chain(files, path, image_format, manner.access, salvage))
             stack.callback(chains[-1].close)
         if manner.snapshot:
             chains[0] = through_snapshot(chains[0], manner.snapshot)
         if manner.copies_bitmaps:
             bitmap.refuse_copy(chains[0].top, chains[0].images[0], skips_broken=manner.skips_broken_bitmaps)
-        yield Joined(chains, manner.span)
+        yield Joined(chains, manner.span, top_only=manner.top_only)
+
+
+def _open_backing(files: FileSystem, new: NewImage, source: Joined, manner: Manner) -> Chain:
+    """Open what backs the new image, if something does, and warn when it is not what backs the source."""
+    if new.backing_file is None:
+        return NO_CHAIN
+    path = gate.locate(new.path, new.backing_file)
+    try:
+        backing = open_chain(files, path, new.backing_format, manner.access)
+    except (ChainError, ImageError) as error:
+        error.facts.setdefault("overlay", new.path)
+        raise
+    own = source.chain.layers
+    if len(own) > 1 and not gate.is_same(files, own[1].path, backing.top.path):
+        why = "what the source shows of its own backing file is not copied"
+        manner.warn(f"'{new.backing_file}' is not what backs '{own[0].path}': {why}")
+    return backing
 
 
 def _copy_bitmaps(source: Chain, target: Chain) -> None:
@@ -93,19 +132,18 @@ def convert(
     monitor: Monitor | None = None,
 ) -> int:
     """Make a new image that shows what the sources (path, format or None) show; its size is theirs, not that of `new`.
-    With a backing file only what differs from it is written. Returns: how many bytes of guest data were moved.
+    With a backing file only what the source's top layer itself holds is written, as QEMU does it: the backing file
+    should show what backs the source. Returns: how many bytes of guest data were moved.
     Raises: WrongUse, Refused, ImageLocked, and what opening, reading and writing raise; then the target is as it was.
     """
     _check(sources, new, manner)
+    manner = manner._replace(top_only=new.backing_file is not None)
     tally, new = Tally(monitor), furnish(files, new)
     with ExitStack() as stack:
         source = stack.enter_context(_open_sources(files, sources, manner))
         new = new._replace(size_bytes=round_up(source.size_bytes, SECTOR_BYTES))
-        backing = NO_CHAIN
-        if new.backing_file is not None:
-            path = gate.locate(new.path, new.backing_file)
-            backing = open_chain(files, path, new.backing_format, manner.access)
-            stack.callback(backing.close)
+        backing = _open_backing(files, new, source, manner)
+        stack.callback(backing.close)
         mode = manner.mode
         if mode is None:
             mode = NEW_MODE if new.backing_file is None else OVERLAY_MODE
@@ -132,6 +170,7 @@ def convert_into(
     Returns: how many bytes of guest data were moved.
     Raises: Refused when the target is too small, and what opening, reading and writing raise.
     """
+    check_sources(sources, has_backing=manner.top_only)
     tally = Tally(monitor)
     with ExitStack() as stack:
         source = stack.enter_context(_open_sources(files, sources, manner))
@@ -152,11 +191,7 @@ def convert_into(
 
 def _check(sources: Sequence[tuple[str, str | None]], new: NewImage, manner: Manner) -> None:
     """Refuse what makes no sense together, before anything is opened."""
-    if not sources:
-        raise WrongUse(reason="Must specify image file name")
-    if len(sources) > 1 and new.backing_file is not None:
-        reason = "Having a backing file for the target makes no sense when concatenating multiple input images"
-        raise WrongUse(reason=reason)
+    check_sources(sources, has_backing=new.backing_file is not None)
     if manner.copies_bitmaps:
         if len(sources) > 1:
             raise Refused(reason="Copying bitmaps only possible with single source")
@@ -172,6 +207,15 @@ def _check(sources: Sequence[tuple[str, str | None]], new: NewImage, manner: Man
         raise WrongUse(reason="Compression and preallocation not supported at the same time")
     if new.preallocation != OFF and new.backing_file is not None and not new.has_subclusters:
         reason = "Backing file and preallocation can only be used at the same time if extended_l2 is on"
+        raise WrongUse(reason=reason)
+
+
+def check_sources(sources: Sequence[tuple[str, str | None]], *, has_backing: bool) -> None:
+    """Refuse sources that make no sense together. Raises: WrongUse."""
+    if not sources:
+        raise WrongUse(reason="Must specify image file name")
+    if len(sources) > 1 and has_backing:
+        reason = "Having a backing file for the target makes no sense when concatenating multiple input images"
         raise WrongUse(reason=reason)
 
 
@@ -212,6 +256,7 @@ class _Target(Protocol):
 
     unit_bytes: int
     grain: Grain
+    is_compressed: bool
 
     def put(self, page: Page, used: Mask) -> None:
         """Write the page; `used` says which of its cells are more than zeroes."""
@@ -222,22 +267,37 @@ class _Target(Protocol):
 
 def _write_out(source: Joined, backing: Chain, target: _Target, tally: Tally) -> None:
     unit = target.unit_bytes
+    both = Chain(source.chain.layers + backing.layers, source.chain.images + backing.images)
+    hidden_bytes = backing.size_bytes if backing.layers else 0
     for start, stop in source.windows(backing):
-        seen = source.data(start, stop)
-        if backing.layers:
-            where = differing(source.chain, backing, ex.one_range(start, stop), unit)
-        else:
-            where = seen.ranges if target.grain.hole_bytes else ex.one_range(start, stop)
-        where = ex.merge_ranges(Ranges(where.start // unit * unit, -(-where.stop // unit) * unit))
+        seen, where = source.data(start, stop), source.held(start, stop)
+        if not target.is_compressed:
+            seen = _above(ex.cut(seen, where), where, backing, len(source.chain.layers), (start, stop))
+        if target.grain.hole_bytes or backing.layers:
+            hiding = ex.intersect(where, ex.one_range(0, hidden_bytes))
+            where = ex.union(hiding, ex.intersect(where, ex.merge_ranges(seen.ranges)))
+        where = ex.widen(where, unit)
         tally.expect(where.total_bytes)
-        for page in ahead(pages(source.chain, seen, where)):
+        for page in ahead(pages(both, seen, where)):
             target.put(page, target.grain.used(page))
             tally.advance(len(page.data))
     target.finish()
 
 
+def _above(seen: Extents, where: Ranges, backing: Chain, count: int, window: tuple[int, int]) -> Extents:
+    """What is shown where the source, of `count` layers, says only what it shows in some ranges, and lies over a
+    backing file."""
+    if not backing.layers:
+        return seen
+    below = resolve(backing, *window).of_kind(*ex.BYTES)
+    below = ex.cut(below, ex.subtract(ex.merge_ranges(below.ranges), where))
+    return ex.concatenate([seen, below._replace(layer=(below.layer + count).astype(np.int16))])
+
+
 class _Raw:
     """A raw image, or the data file of an image whose tables are there already: guest offset is host offset."""
+
+    is_compressed = False
 
     def __init__(self, file: Storage, manner: Manner) -> None:
         self.unit_bytes = CELL_BYTES_MAX
@@ -263,7 +323,7 @@ class _Qcow2:
         self.unit_bytes = new.geometry.cluster_size_bytes
         self.grain = grain_of(manner.sparse_bytes, self.unit_bytes)
         self._file, self._data, self._is_encrypted = files.file, files.payload, files.cipher is not None
-        self._is_external, self._is_compressed = files.data is not None, manner.is_compressed
+        self._is_external, self.is_compressed = files.data is not None, manner.is_compressed
         self._hides = new.backing_file is not None
         self._l1 = np.zeros(self._header.l1_entry_count, np.uint64)
         self._shared: list[Offsets] = []
@@ -280,7 +340,7 @@ class _Qcow2:
         cluster = page.guest_offset(position) >> geometry.cluster_bits
         if self._hides and geometry.version < 3:
             is_data[:] = True
-        if self._is_compressed:
+        if self.is_compressed:
             words = self._put_packed(page, position[is_data])
         else:
             words = self._put_plain(page, cluster[is_data], self._solid(page, used))
@@ -293,8 +353,10 @@ class _Qcow2:
             self._write_tables(filled)
 
     def _solid(self, page: Page, used: Mask) -> Ranges:
-        """What is written of the clusters that hold something: a hole in them would not read as zeroes decrypted."""
-        return page.ranges if self._is_encrypted else self.grain.solid(page, used)
+        """What is written of the clusters that hold something: a hole in them would not read as zeroes decrypted. Over
+        a backing file QEMU leaves none.
+        """
+        return page.ranges if self._is_encrypted or self._hides else self.grain.solid(page, used)
 
     def _put_plain(self, page: Page, cluster: Offsets, solid: Ranges) -> Entries:
         bits = self._layout.geometry.cluster_bits
@@ -354,7 +416,9 @@ def _write_new(
 ) -> None:
     """Write the new image to its file, and to its data file if it has one."""
     new, manner = what
-    if new.format == gate.QCOW2 and (new.preallocation == OFF or manner.is_compressed):
+    # Over a backing file some subclusters of a cluster may show through.
+    is_mixed = new.has_subclusters and bool(backing.layers) and not manner.is_compressed
+    if new.format == gate.QCOW2 and not is_mixed and (new.preallocation == OFF or manner.is_compressed):
         _write_out(source, backing, _Qcow2(files, new, manner), tally)
         return
     write_new(files.file, new)
@@ -370,4 +434,4 @@ def _write_new(
     target = Chain((*alone.layers, *backing.layers), (*alone.images, *backing.images))
     # What was never encrypted does not read as zeroes.
     hides = bool(backing.layers) or not is_plain
-    overwrite(target, source, Fit(manner.sparse_bytes, hides, backing=backing), tally)
+    overwrite(target, source, Fit(manner.sparse_bytes, hides), tally)

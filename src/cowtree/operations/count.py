@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from cowtree.chain import load
 from cowtree.chain.gate import Layer
 from cowtree.errors import BrokenTable
-from cowtree.extents import Mask, Offsets
+from cowtree.extents import Mask, Offsets, distinct
 from cowtree.operations.mend import COUNTS_PER_WINDOW, WORDS_PER_WINDOW, load_rows
 from cowtree.qcow2 import bitmaps, findings, snapshots, tables
 from cowtree.qcow2 import check as rules
@@ -208,10 +208,10 @@ class OnDisk:
             stop = min((first + step) * self._per_block, references.cluster_count)
             # In a huge file there are holes of billions of clusters.
             is_counted = self._image.refcount_table[first : first + step].any() or self._is_unreadable.any()
-            if not is_counted and not references.counts[start:stop].any():
+            if not is_counted and not references.counts.any_in(start, stop):
                 continue
             counted = self._read(first, first + step)[: stop - start]
-            seen = (counted != 0) | (references.counts[start:stop] != 0)
+            seen = (counted != 0) | (references.counts.window(start, stop) != 0)
             mismatch, unreadable = rules.compare(start, counted, references), None
             if self._is_unreadable.any():
                 clusters = np.arange(start, stop)
@@ -248,7 +248,7 @@ class OnDisk:
         counts = np.zeros(len(clusters), np.uint64)
         order = np.argsort(clusters, kind="stable")
         block, place = np.divmod(clusters[order], self._per_block)
-        wanted = np.unique(block[block < len(self._is_unreadable)])
+        wanted = distinct(block[block < len(self._is_unreadable)])
         wanted = wanted[self._image.refcount_table[wanted] != 0]
         step = max(COUNTS_PER_WINDOW // self._per_block, 1)
         for first in range(0, len(wanted), step):

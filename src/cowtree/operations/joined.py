@@ -8,7 +8,7 @@ import numpy as np
 
 from cowtree import extents as ex
 from cowtree.chain import gate
-from cowtree.chain.view import ALIGNMENT_BYTES, Chain, windows
+from cowtree.chain.view import ALIGNMENT_BYTES, Chain, layer_extents, windows
 from cowtree.execute.read import Page, ahead, pages
 from cowtree.extents import Extents, Mask, Ranges
 from cowtree.operations import map as mapping
@@ -20,11 +20,14 @@ NO_CHAIN: Final = Chain((), ())
 
 
 class Joined:
-    """Disks one behind the other, as one chain whose layers know where their disk begins; of each only its span."""
+    """Disks one behind the other, as one chain whose layers know where their disk begins; of each only its span.
+    With `top_only` what backs them is read and not theirs: see `held`.
+    """
 
-    def __init__(self, chains: Sequence[Chain], span: tuple[int, int] | None = None) -> None:
+    def __init__(self, chains: Sequence[Chain], span: tuple[int, int] | None = None, *, top_only: bool = False) -> None:
+        self._top_only = top_only
         self._parts: list[tuple[Chain, int, int]] = []
-        self._hollow = [mapping.hollow_layers(chain) for chain in chains]
+        self._hollow = [[] if chain.top.salvage else mapping.hollow_layers(chain) for chain in chains]
         layers: list[gate.Layer] = []
         self.size_bytes = 0
         for chain in chains:
@@ -45,6 +48,20 @@ class Joined:
                 layer = (seen.layer + first_layer).astype(np.int16)
                 found.append(seen._replace(start=seen.start + origin, layer=layer))
         return ex.concatenate(found)
+
+    def held(self, start: int, stop: int) -> Ranges:
+        """Where the joined disk says itself what it shows, between two of its offsets: everywhere, or with `top_only`
+        where the top layers hold something, and where what backs them is shorter.
+        """
+        if not self._top_only:
+            return ex.one_range(start, stop)
+        found = ex.one_range(0, 0)
+        for chain, origin, _ in self._parts:
+            low, high = max(start - origin, 0), min(stop - origin, chain.size_bytes)
+            end = chain.layers[1].size_bytes if len(chain.layers) > 1 else 0
+            own = ex.union(layer_extents(chain, 0, low, high).ranges, ex.one_range(max(low, end), high))
+            found = ex.union(found, Ranges(own.start + origin, own.stop + origin))
+        return found
 
     def windows(self, beside: Chain = NO_CHAIN) -> Iterator[tuple[int, int]]:
         """Windows of the joined disk; `beside` is a chain that is looked at in the same windows."""

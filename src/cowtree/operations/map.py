@@ -5,7 +5,7 @@
     a compressed cluster           yes      -      yes    -
     a zero cluster                 yes      yes    -      only when it keeps a host cluster
     a hole of a raw file           yes      yes    -      yes
-    nothing, and nothing is below  -        yes    -      -
+    nothing, and nothing is below  -        yes    -      only in a cluster that has others with bytes
 
 Where the formats of other hypervisors keep what they hold is not said: no offset. Depth counts from the top. Where a
 backing file ends before its overlay, the overlay answers.
@@ -23,6 +23,7 @@ from cowtree.chain import load
 from cowtree.chain.gate import Layer
 from cowtree.chain.view import Chain, resolve, windows
 from cowtree.extents import Extents, Mask, Offsets, Ranges
+from cowtree.qcow2 import tables
 from cowtree.qcow2.image import Image
 from cowtree.storage import foreign
 from cowtree.units import SECTOR_BYTES
@@ -31,9 +32,11 @@ PRESENT: Final = 1
 ZERO: Final = 2
 DATA: Final = 4
 OFFSET: Final = 8
-# Two more kinds of extent: no layer holds anything, and data whose bytes are a hole of the image file.
+# More kinds of extent: no layer holds anything, data whose bytes are a hole of the image file, and subclusters that no
+# layer holds, in a cluster that the one which answers for them has.
 NOTHING: Final = 0
-HOLLOW: Final = 6
+HOLLOW: Final = 7
+SPARE: Final = 8
 # By kind of extent.
 _FLAGS: Final = np.array(
     [
@@ -43,7 +46,9 @@ _FLAGS: Final = np.array(
         PRESENT | ZERO | OFFSET,
         PRESENT | DATA,
         ZERO,
+        PRESENT | DATA,
         PRESENT | DATA | ZERO | OFFSET,
+        ZERO | OFFSET,
     ],
     np.uint8,
 )
@@ -91,7 +96,7 @@ def map_chain(chain: Chain, start: int = 0, max_length: int | None = None) -> It
     for begin, end in windows(chain, size_bytes):
         if end <= start:
             continue
-        rows = _rows(states(chain, max(begin, start), end, hollow), has_place)
+        rows = _rows(_with_spare_tails(chain, states(chain, max(begin, start), end, hollow)), has_place)
         if waiting is not None:
             rows = _Rows._make(np.concatenate(column) for column in zip(*[waiting, rows], strict=True))
         rows = _join(rows)
@@ -102,20 +107,36 @@ def map_chain(chain: Chain, start: int = 0, max_length: int | None = None) -> It
 
 
 def states(chain: Chain, start: int, stop: int, hollow: list[int]) -> Extents:
-    """What each guest byte of the range is, without gaps: as `resolve` says it, and `NOTHING` and `HOLLOW`.
+    """What each guest byte of the range is, without gaps: as `resolve` says it, and `NOTHING`, `HOLLOW` and `SPARE`.
     `hollow` is what `hollow_layers` found.
     """
-    seen = _resolve(chain, start, stop, hollow)
-    holes = ex.gaps(seen.ranges, start, stop)
-    count = len(holes.start)
-    bottom, nowhere = np.full(count, len(chain.layers) - 1, np.int16), np.zeros(count, np.int64)
-    nothing = Extents(holes.start, holes.stop - holes.start, np.full(count, NOTHING, np.uint8), bottom, nowhere)
-    return ex.concatenate([seen, nothing])
+    seen, bottom = _resolve(chain, start, stop, hollow), len(chain.layers) - 1
+    spare = _spare(chain, bottom, ex.gaps(seen.ranges, start, stop))
+    seen = ex.concatenate([seen, spare])
+    return ex.concatenate([seen, ex.fill(ex.gaps(seen.ranges, start, stop), NOTHING, layer=bottom)])
+
+
+def _with_spare_tails(chain: Chain, seen: Extents) -> Extents:
+    """Mark where a layer has room past the end of a shorter one."""
+    for index in range(len(chain.layers) - 1):
+        tails = seen.take((seen.kind == ex.TAIL) & (seen.layer == index + 1))
+        seen = ex.over(_spare(chain, index, tails.ranges), seen)
+    return seen
+
+
+def _spare(chain: Chain, index: int, holes: Ranges) -> Extents:
+    """The parts of these holes that have room in a layer."""
+    layer, image = chain.layers[index], chain.images[index]
+    if image is None or not image.geometry.has_subclusters or not len(holes.start):
+        return ex.empty()
+    held = load.load_tables(layer.file, image, int(holes.start[0]), int(holes.stop[-1]))
+    found = ex.cut(tables.clusters(image.geometry, held), holes)
+    return found._replace(kind=np.full(len(found.start), SPARE, np.uint8)).on_layer(index)
 
 
 def data(chain: Chain, start: int, stop: int, hollow: list[int]) -> Extents:
     """What has to be read to know the range: its data, but for that which is known to be zeroes."""
-    return _resolve(chain, start, stop, hollow).of_kind(ex.DATA, ex.COMPRESSED)
+    return _resolve(chain, start, stop, hollow).of_kind(*ex.BYTES)
 
 
 def _resolve(chain: Chain, start: int, stop: int, hollow: list[int]) -> Extents:

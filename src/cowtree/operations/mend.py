@@ -23,6 +23,7 @@ from cowtree.monitor import Silent
 from cowtree.plan import snapshot as plan
 from cowtree.plan.commit import no_slice
 from cowtree.qcow2 import check, mend, tables, writes
+from cowtree.qcow2 import header as qcow2
 from cowtree.qcow2.check import Counted, References, TableUse
 from cowtree.qcow2.findings import Finding
 from cowtree.qcow2.geometry import ceil_div
@@ -139,6 +140,9 @@ class Mender:
 
     def finish(self, *, all_is_right: bool) -> None:
         """Make everything durable, and if all is right say so."""
+        if self.image.header.autoclear & ~qcow2.KNOWN_AUTOCLEAR:
+            # Whoever writes to an image clears the bits of features that it does not know.
+            self._begin()
         steps, image = writes.finish_repair(self.image) if all_is_right else ([], self.image)
         if steps or self._has_begun:
             self._run([*steps, Flush()], image)

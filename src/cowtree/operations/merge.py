@@ -4,29 +4,27 @@ Each function opens the chain, plans all of it once to learn what must be refuse
 it window by window, leaving every layer valid at each moment; run again after a stop, it completes what was begun.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Final, NamedTuple
 
 from cowtree import extents as ex
 from cowtree.chain import gate
 from cowtree.chain.load import load_image
-from cowtree.chain.view import ALIGNMENT_BYTES, Chain, layer_extents, open_chain, resolve, windows
+from cowtree.chain.view import Chain, layer_extents, open_chain, resolve, windows
 from cowtree.errors import ImageLocked, LoopInChain, NotInChain, Refused, WrongUse
 from cowtree.execute.compare import differing
 from cowtree.execute.writer import LayerWriter
 from cowtree.extents import Ranges
-from cowtree.monitor import Monitor, Silent
-from cowtree.operations.check import repair_counts
-from cowtree.plan.commit import commit_wish
+from cowtree.monitor import Monitor
+from cowtree.operations import fold
+from cowtree.operations.check import repair_counts, trusted
+from cowtree.operations.fold import Fold, Link, Span
+from cowtree.operations.tally import Tally
 from cowtree.plan.pull import Views, both_show_data, may_differ, pull_wish
 from cowtree.plan.put import Wish
-from cowtree.qcow2.geometry import round_up
 from cowtree.storage.contract import Access, FileSystem
 from cowtree.units import SECTOR_BYTES
-
-Span = tuple[int, int]
-Link = tuple[str, str]
 
 
 class Into(NamedTuple):
@@ -52,27 +50,6 @@ class Outcome(NamedTuple):
     invalid: tuple[str, ...] = ()
 
 
-class Tally:
-    """A monitor that adds up for an outcome, and passes on."""
-
-    def __init__(self, monitor: Monitor | None) -> None:
-        self.moved_bytes = 0
-        self._next = monitor or Silent()
-
-    def expect(self, more_bytes: int) -> None:
-        """Pass the total on."""
-        self._next.expect(more_bytes)
-
-    def advance(self, moved_bytes: int) -> None:
-        """Add the step and pass it on."""
-        self.moved_bytes += moved_bytes
-        self._next.advance(moved_bytes)
-
-    def skip(self, unmoved_bytes: int) -> None:
-        """Pass on that so many bytes are done because they need not be moved."""
-        self._next.advance(unmoved_bytes)
-
-
 def commit(
     files: FileSystem,
     path: str,
@@ -88,7 +65,7 @@ def commit(
     with ExitStack() as stack:
         chain = _open(files, stack, path, image_format)
         index = _find_base(files, chain, into.base)
-        chain = _open_for_writing(files, stack, chain, index)
+        chain = open_for_writing(files, stack, chain, index)
         is_emptied = into.empties_top and index == 1 and not into.overlays
         if is_emptied:
             LayerWriter(chain, 0)  # refuses what it could not write later
@@ -134,7 +111,7 @@ def _index_of(files: FileSystem, chain: Chain, path: str) -> int | None:
     return next(same, None)
 
 
-def _open_for_writing(files: FileSystem, stack: ExitStack, chain: Chain, index: int) -> Chain:
+def open_for_writing(files: FileSystem, stack: ExitStack, chain: Chain, index: int) -> Chain:
     """The same chain with one layer open for writing, which must be fit for it. The old handle is closed."""
     old = chain.layers[index]
     old.close()
@@ -165,73 +142,12 @@ def _open_overlay(
     return overlay, link
 
 
-def trusted(chain: Chain, index: int, *, is_filled: bool = True) -> Chain:
-    """Make counts right that a stopped run may have left wrong; only then may a free cluster be trusted to be free."""
-    layer, image = chain.layers[index], chain.images[index]
-    # Version 2 has no bit that would tell.
-    if image is None or not (image.header.is_dirty or (is_filled and image.header.version < 3)):
-        return chain
-    return chain.with_image(index, repair_counts(layer, image))
-
-
-class _Merger(NamedTuple):
-    """A commit into layer `base`: up to where anybody looks at the result, and how large the base is then."""
-
-    base: int
-    seen_bytes: int
-    grown_bytes: int
-
-    def grown(self, chain: Chain) -> Chain:
-        """The chain when the base has its final size."""
-        return chain.with_layer(self.base, chain.layers[self.base]._replace(size_bytes=self.grown_bytes))
-
-    def wish(self, chain: Chain, span: Span) -> Wish:
-        """What one window puts into the base."""
-        (start, stop), base = span, chain.layers[self.base]
-        merged = resolve(chain, start, min(stop, chain.size_bytes), last=self.base)
-        shown = after = resolve(chain, start, stop, first=self.base)
-        if stop > base.size_bytes:
-            after = resolve(self.grown(chain), start, stop, first=self.base)
-        end_bytes = min(base.size_bytes, chain.size_bytes)
-        past_end = ex.single(max(start, end_bytes), min(stop, self.seen_bytes), ex.ZERO)
-        return commit_wish(merged, shown, after, past_end, has_backing=self.base + 1 < len(chain.layers))
-
-
 def _merge_down(chain: Chain, index: int, overlay_sizes: list[int], tally: Tally) -> Chain:
     """Put what the layers above `index` show into it."""
     base_bytes, top_bytes = chain.layers[index].size_bytes, chain.size_bytes
     # Whoever reads the top from above sees zeroes past its end; without the top the base would show there.
     seen_bytes = max([top_bytes, *(min(size, base_bytes) for size in overlay_sizes)])
-    merger = _Merger(index, seen_bytes, max(top_bytes, base_bytes))
-    writer = LayerWriter(trusted(chain, index), index, tally)
-    if top_bytes > base_bytes:
-        writer.survey_growth(top_bytes)
-    # To the end of the last cluster: what the base holds there must come along when the cluster moves.
-    spans = list(windows(merger.grown(chain), round_up(seen_bytes, ALIGNMENT_BYTES)))
-    expected = _survey(writer, spans, merger.wish, tally)
-    if top_bytes > base_bytes:
-        writer.prepare_growth(top_bytes)
-    _put_all(writer, list(zip(spans, expected, strict=True)), merger.wish, tally)
-    if top_bytes > base_bytes:
-        writer.grow(top_bytes)
-    writer.finish()
-    return writer.chain
-
-
-def _survey(writer: LayerWriter, spans: list[Span], wish_of: Callable[[Chain, Span], Wish], tally: Tally) -> list[int]:
-    """Plan every window before the first one is written. Returns: the bytes that each of them moves."""
-    expected = [writer.survey(wish_of(writer.chain, span), *span) for span in spans]
-    tally.expect(sum(expected))
-    return expected
-
-
-def _put_all(
-    writer: LayerWriter, spans: list[tuple[Span, int]], wish_of: Callable[[Chain, Span], Wish], tally: Tally
-) -> None:
-    for span, expected_bytes in spans:
-        before = tally.moved_bytes
-        writer.put(wish_of(writer.chain, span), *span)
-        tally.skip(expected_bytes - (tally.moved_bytes - before))
+    return fold.run(chain, Fold(index, index, seen_bytes, max(top_bytes, base_bytes)), tally)
 
 
 def _empty_top(chain: Chain) -> None:
@@ -261,12 +177,13 @@ def pull(
         index = len(chain.layers) if base is None else find_layer(files, chain, base)
         if index == 0:
             raise WrongUse(reason=f"{path} cannot be pulled into itself")
-        link = _inherited_link(files, chain, index)
-        _take_over(chain, _Exchange(chain.below(index), index, link), tally)
+        link = inherited_link(files, chain, index)
+        LayerWriter(chain, 0).survey_link(link)
+        fold.run(chain, Fold(0, index - 1, chain.size_bytes, chain.size_bytes, link), tally)
         return Outcome(tally.moved_bytes)
 
 
-def _inherited_link(files: FileSystem, chain: Chain, index: int) -> Link | None:
+def inherited_link(files: FileSystem, chain: Chain, index: int) -> Link | None:
     """How layer 0 finds layer `index`: as the layer above that one does, with the same name where it can be."""
     if index == len(chain.layers):
         return None
@@ -360,8 +277,12 @@ def _take_over(chain: Chain, exchange: _Exchange, tally: Tally) -> None:
     writer = LayerWriter(trusted(chain, 0), 0, tally)
     new = exchange.new
     spans = list(windows(Chain(chain.layers + new.layers, chain.images + new.images), chain.size_bytes))
-    expected = _survey(writer, spans, exchange.wish_at_most, tally)
-    _put_all(writer, list(zip(spans, expected, strict=True)), exchange.wish, tally)
+    expected = [writer.survey(exchange.wish_at_most(chain, span), *span).moved_bytes for span in spans]
+    tally.expect(sum(expected))
+    for span, most_bytes in zip(spans, expected, strict=True):
+        before = tally.moved_bytes
+        writer.put(exchange.wish(writer.chain, span), *span)
+        tally.skip(most_bytes - (tally.moved_bytes - before))
     writer.relink(exchange.link)
 
 

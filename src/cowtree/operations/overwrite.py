@@ -9,12 +9,12 @@ import numpy as np
 from cowtree import extents as ex
 from cowtree.chain.view import ALIGNMENT_BYTES, Chain, resolve
 from cowtree.errors import Refused
-from cowtree.execute.compare import differing
 from cowtree.execute.read import Page, ahead, pages
 from cowtree.execute.writer import LayerWriter
 from cowtree.extents import Extents, Ranges
-from cowtree.operations.joined import CELL_BYTES_MAX, NO_CHAIN, Joined, find_solid, grain_of
-from cowtree.operations.merge import Tally, trusted
+from cowtree.operations.check import trusted
+from cowtree.operations.joined import CELL_BYTES_MAX, Joined, find_solid, grain_of
+from cowtree.operations.tally import Tally
 from cowtree.plan.put import Wish
 from cowtree.qcow2.compression import deflate
 from cowtree.qcow2.geometry import round_up
@@ -24,13 +24,17 @@ THREAD_COUNT: Final = 2
 
 class Fit(NamedTuple):
     """How one disk is written over another. `sparse_bytes` are as for `Grain`; `hides` says that the target may show
-    something where the source shows zeroes. Where the source shows what `backing` shows nothing is written.
+    something where the source shows zeroes.
     """
 
     sparse_bytes: int
     hides: bool = False
     is_compressed: bool = False
-    backing: Chain = NO_CHAIN
+
+    @property
+    def is_full(self) -> bool:
+        """Whether zeroes are written out, too."""
+        return not self.sparse_bytes
 
 
 def overwrite(target: Chain, source: Joined, fit: Fit, tally: Tally) -> Chain:
@@ -42,17 +46,23 @@ def overwrite(target: Chain, source: Joined, fit: Fit, tally: Tally) -> Chain:
     writer = LayerWriter(trusted(both, 0), 0, tally)
     try:
         for start, end in source.windows(target):
-            seen, where = _look(target, source, fit, (start, end))
+            where = source.held(start, end)
+            size = writer.image.geometry.cluster_size_bytes if writer.image is not None else 0
+            if fit.is_compressed and size:
+                # What is compressed is written whole.
+                where = ex.intersect(ex.widen(where, size), ex.one_range(start, end))
+            seen = ex.cut(source.data(start, end), where)
             wanted = ex.cut(seen, find_solid(source, seen, grain_of(fit.sparse_bytes, CELL_BYTES_MAX)))
             tally.expect(wanted.total_bytes)
             wanted = wanted._replace(layer=(wanted.layer + count).astype(np.int16))
-            zero = ex.fill(where, ex.ZERO) if fit.hides else ex.empty()
-            if fit.is_compressed and writer.image is not None:
-                whole = ex.widen(wanted.ranges, writer.image.geometry.cluster_size_bytes)
-                wanted, zero = _compress(writer, source, seen, wanted), ex.cut(zero, ex.subtract(where, whole))
+            zero = ex.fill(where, ex.ZERO) if fit.hides or fit.is_full else ex.empty()
+            if fit.is_compressed and size:
+                whole = ex.widen(where if fit.is_full else wanted.ranges, size)
+                wanted, zero = _compress(writer, source, (seen, whole), wanted), ex.cut(zero, ex.subtract(where, whole))
             # The last cluster may reach past the end of the sources.
             stop = min(round_up(end, ALIGNMENT_BYTES), target.size_bytes)
-            _put(writer, ex.over(wanted, zero), (start, stop), count)
+            shown = resolve(writer.chain, start, stop, last=count)
+            writer.put(Wish(ex.over(wanted, zero), shown, shown, count > 1, fills=fit.is_full), start, stop)
         writer.finish()
     except Refused:
         writer.finish()
@@ -60,28 +70,15 @@ def overwrite(target: Chain, source: Joined, fit: Fit, tally: Tally) -> Chain:
     return writer.chain
 
 
-def _look(target: Chain, source: Joined, fit: Fit, window: tuple[int, int]) -> tuple[Extents, Ranges]:
-    """What the source shows in a window, and where it must be written: where it differs, in the target's units."""
-    seen, where, header = source.data(*window), ex.one_range(*window), target.top.header
-    if fit.backing.layers and header is not None:
-        where = differing(source.chain, fit.backing, where, header.geometry.subcluster_size_bytes)
-    return ex.cut(seen, where), where
-
-
-def _put(writer: LayerWriter, wanted: Extents, window: tuple[int, int], count: int) -> None:
-    shown = resolve(writer.chain, *window, last=count)
-    writer.put(Wish(wanted, shown, shown, count > 1), *window)
-
-
-def _compress(writer: LayerWriter, source: Joined, seen: Extents, wanted: Extents) -> Extents:
-    """Write all clusters that hold something of what is wanted, compressed. Returns: what of it must be written as it
-    is, because it does not become shorter.
+def _compress(writer: LayerWriter, source: Joined, what: tuple[Extents, Ranges], wanted: Extents) -> Extents:
+    """Write whole clusters of what is seen, compressed. Returns: what is wanted and must be written as it is, because
+    its cluster does not become shorter.
     """
-    image = writer.image
+    image, (seen, whole) = writer.image, what
     if image is None:
         return wanted
     size, kept = image.geometry.cluster_size_bytes, [ex.empty()]
-    for page in ahead(pages(source.chain, seen, ex.widen(wanted.ranges, size))):
+    for page in ahead(pages(source.chain, seen, whole)):
         start = page.guest_offset(np.arange(0, len(page.data), size))
         with ThreadPoolExecutor(THREAD_COUNT) as threads:
             packed = list(threads.map(partial(_deflate, image.header.compression_type), _cut(page, size)))

@@ -14,7 +14,7 @@ from cowtree.errors import Refused, StorageFailed
 from cowtree.execute.run import run
 from cowtree.execute.writer import LayerWriter
 from cowtree.monitor import Silent
-from cowtree.operations.merge import trusted
+from cowtree.operations.check import trusted
 from cowtree.plan import resize as plan
 from cowtree.plan.create import METADATA, OFF
 from cowtree.plan.put import Wish

@@ -18,7 +18,6 @@ from cowtree.chain.lists import read_snapshots
 from cowtree.chain.view import Chain
 from cowtree.errors import BrokenTable, Refused
 from cowtree.execute.run import run
-from cowtree.execute.writer import refuse_what_we_cannot_write
 from cowtree.extents import Mask, Offsets
 from cowtree.monitor import Silent
 from cowtree.operations.check import CLUSTER_COUNT_MAX, refuse_damage, repair_counts
@@ -28,17 +27,18 @@ from cowtree.plan.commit import no_slice
 from cowtree.plan.put import refcount_table_clusters
 from cowtree.qcow2 import refcounts, tables, writes
 from cowtree.qcow2.check import References
-from cowtree.qcow2.image import Image, Slice
+from cowtree.qcow2.image import Image, Slice, refuse_what_we_cannot_write
 from cowtree.qcow2.refcounts import Counts
 from cowtree.qcow2.snapshots import Snapshot
 from cowtree.qcow2.tables import Entries, Tables
 from cowtree.steps import Flush, Step, Write
 from cowtree.storage.contract import Access, FileSystem
 
-# So many entries or counts are looked at while they are in the processor's cache; so many entries are kept for later.
-ENTRIES_PER_WINDOW: Final = 1 << 17
-COUNTS_PER_WINDOW: Final = 1 << 18
-ENTRIES_KEPT_MAX: Final = 1 << 21
+# So many entries are read at once, and kept when these are all; so many entries or counts are looked at together, while
+# they are in the processor's cache.
+ENTRIES_HELD_MAX: Final = 1 << 21
+ENTRIES_PER_WINDOW: Final = 1 << 14
+COUNTS_PER_WINDOW: Final = 1 << 16
 
 
 def list_snapshots(
@@ -115,7 +115,9 @@ def delete(files: FileSystem, path: str, image_format: str | None = None, *, nam
         found = tuple(each for each in image.snapshots if each is not entry)
         data = plan.packed(image, found)
         l1 = load.read_snapshot_l1(editor.layer, entry)
-        uses, left = editor.count(l1), editor.count(image.l1)
+        uses = editor.count(l1)
+        # Nothing may have been written since the snapshot was made.
+        left = uses.copy() if plan.have_same_tables(l1, image.l1) else editor.count(image.l1)
         uses.use_as(editor.table_uses())
         uses.use_region(entry.l1_table_offset, entry.l1_bytes)
         left.use_as(uses)
@@ -159,7 +161,7 @@ class _Editor:
         self.layer = layer
         self.image = image
         self._file = layer.file
-        self._kept: tuple[Offsets, list[Tables]] | None = None
+        self._kept: tuple[Offsets, Tables] | None = None
         if image.host_cluster_count > CLUSTER_COUNT_MAX:
             raise BrokenTable(path=image.path, reason="File too large")
         # Version 2 has no bit that would tell that a run was stopped.
@@ -257,21 +259,25 @@ class _Editor:
         self._run(*writes.finish(self.image))
 
     def _windows(self, l1: Entries) -> Iterator[Tables]:
-        """The L2 tables that an L1 table names, a few at a time; they have not changed since the last look."""
-        offset, kept = tables.table_offsets(l1), []
+        """The L2 tables that an L1 table names, a few at a time."""
+        step = max(ENTRIES_PER_WINDOW // self.image.geometry.l2_entry_count, 1)
+        for held in self._read(l1):
+            for first in range(0, len(held.l1_index), step):
+                yield Tables._make(column[first : first + step] for column in held)
+
+    def _read(self, l1: Entries) -> Iterator[Tables]:
+        """The L2 tables that an L1 table names; those that were kept have not changed since the last look."""
+        offset = tables.table_offsets(l1)
         if self._kept is not None and np.array_equal(self._kept[0], offset):
-            yield from self._kept[1]
+            yield self._kept[1]
             return
         index = np.flatnonzero(offset)
-        step = max(ENTRIES_PER_WINDOW // self.image.geometry.l2_entry_count, 1)
-        keeps = len(index) * self.image.geometry.l2_entry_count <= ENTRIES_KEPT_MAX
+        step = max(ENTRIES_HELD_MAX // self.image.geometry.l2_entry_count, 1)
         for first in range(0, len(index), step):
             rows = index[first : first + step]
             held = load_rows(self._file, self.image, rows, offset[rows])
-            if keeps:
-                kept.append(held)
+            self._kept = (offset, held) if len(index) <= step else None
             yield held
-        self._kept = (offset, kept) if keeps else None
 
     def _blocks(self, uses: References) -> Iterator[Counts]:
         """The refcount blocks that count what is used, a few at a time."""

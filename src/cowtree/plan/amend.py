@@ -8,7 +8,8 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from cowtree.errors import Refused
-from cowtree.extents import ZEROES, Mask
+from cowtree.extents import ZEROES, Mask, Offsets
+from cowtree.plan.keyslots import KeyChange
 from cowtree.qcow2 import header as qcow2
 from cowtree.qcow2 import tables
 from cowtree.qcow2.check import References
@@ -37,7 +38,7 @@ class Asked(NamedTuple):
     data_file: str | None = None
     is_data_file_raw: bool | None = None
     size_bytes: int = 0
-    changes_encryption: bool = False
+    keys: KeyChange | None = None
 
 
 def check(header: Header, asked: Asked) -> None:
@@ -46,8 +47,9 @@ def check(header: Header, asked: Asked) -> None:
     has_data_file, is_raw = header.geometry.has_data_file, bool(header.autoclear & qcow2.AUTOCLEAR_RAW_DATA)
     changes_order = asked.refcount_order not in (None, header.refcount_order)
     names = asked.backing_file, asked.backing_format
+    if asked.keys is not None:
+        check_encryption(header)
     rules = (
-        (asked.changes_encryption, _refuse_encryption(header)),
         (asked.data_file is not None and not has_data_file, _NO_DATA_FILE),
         (bool(asked.is_data_file_raw) and not is_raw, "data-file-raw cannot be set on existing images"),
         (version < 3 and changes_order and asked.refcount_order != V2_REFCOUNT_ORDER, _NARROW),
@@ -67,12 +69,12 @@ _BACKING: Final = "Cannot amend the backing file\nYou can use 'qemu-img rebase' 
 _LAZY: Final = "Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)"
 
 
-def _refuse_encryption(header: Header) -> str:
+def check_encryption(header: Header) -> None:
+    """Refuse an image that has no key slots. Raises: Refused in QEMU's words."""
     if not header.crypt_method:
-        return "Can't amend encryption options - encryption not present"
+        raise Refused(reason="Can't amend encryption options - encryption not present")
     if header.encryption_header is None:
-        return "Only LUKS encryption options can be amended"
-    return "Key slots are not among what can be amended here. Try: convert to an image with another passphrase"
+        raise Refused(reason="Only LUKS encryption options can be amended")
 
 
 def check_downgrade(image: Image, asked: Asked) -> None:
@@ -86,7 +88,6 @@ def check_downgrade(image: Image, asked: Asked) -> None:
         (header.geometry.has_data_file, "Cannot downgrade an image with a data file"),
         (any(_is_large(each, size_bytes) for each in image.snapshots), SNAPSHOTS),
         (bool(features), f"Cannot downgrade an image with incompatible features 0x{features:x} set"),
-        (bool(image.bitmaps), "Cannot downgrade an image with persistent bitmaps"),
     )
     for is_broken, reason in rules:
         if is_broken:
@@ -126,6 +127,9 @@ def amended(header: Header, asked: Asked) -> Header:
     return header
 
 
+_V3_EXTENSIONS: Final = (qcow2.FEATURE_NAMES, qcow2.BITMAPS)
+
+
 def downgraded(header: Header) -> Header:
     """The header as version 2 has it."""
     return header._replace(
@@ -136,7 +140,7 @@ def downgraded(header: Header) -> Header:
         autoclear=0,
         compression_type=qcow2.ZLIB,
         unknown_fields=b"",
-        extensions=without_extension(header.extensions, qcow2.FEATURE_NAMES),
+        extensions=tuple(each for each in header.extensions if each.type not in _V3_EXTENSIONS),
     )
 
 
@@ -144,11 +148,9 @@ def check_width(image: Image, references: References, order: int) -> None:
     """Refuse a width that some count does not fit in. Raises: Refused in QEMU's words."""
     bits = 1 << order
     most = (1 << bits) - 1
-    if most >= np.iinfo(references.counts.dtype).max:
-        return
-    high = np.flatnonzero(references.counts > most)
-    if len(high):
-        offset, count = int(high[0]) << image.header.cluster_bits, references.counts[high[0]]
+    cluster = references.first_above(most)
+    if cluster is not None:
+        offset, count = cluster << image.header.cluster_bits, references.uses(np.array([cluster]))[0]
         where = f"Cluster at offset {offset:#x} has a refcount of {count}"
         raise Refused(reason=f"Cannot decrease refcount entry width to {bits} bits: {where}")
 
@@ -157,6 +159,34 @@ def zero_entries(geometry: Geometry, held: Tables) -> Mask:
     """Which entries say that a cluster reads as zeroes, for which version 2 has no word."""
     found: Mask = np.isin(tables.classify(geometry, held.entries), ZEROES)
     return found
+
+
+class Pool(NamedTuple):
+    """Clusters of zeroes that lie side by side; so many users each takes, and so many there are so far."""
+
+    first_cluster: int
+    room: int
+    user_count: int = 0
+
+
+def zero_users(geometry: Geometry, held: Tables, users: Offsets) -> tuple[int, int]:
+    """How many users the zero clusters of these tables have, and the most that one has. `users` are those of each
+    table.
+    """
+    count = np.count_nonzero(zero_entries(geometry, held), axis=1)
+    return int((count * users).sum()), int(users[count > 0].max(initial=0))
+
+
+def from_pool(geometry: Geometry, held: Tables, users: Offsets, pool: Pool) -> tuple[Tables, Pool]:
+    """The same tables, where such entries name clusters of zeroes; no two of these have more users than there is room
+    for, and those of one entry. Returns: them, and the pool as it is then.
+    """
+    is_zero = zero_entries(geometry, held)
+    weight = np.where(is_zero, users[:, None], 0)
+    reach = pool.user_count + np.cumsum(weight).reshape(weight.shape)
+    host = (pool.first_cluster + (reach - weight) // pool.room) << geometry.cluster_bits
+    entries = np.where(is_zero, host.astype(np.uint64), held.entries)
+    return held._replace(entries=entries), pool._replace(user_count=pool.user_count + int(weight.sum()))
 
 
 def without_zeroes(geometry: Geometry, held: Tables) -> Tables:

@@ -1,15 +1,9 @@
-"""Commit: what the layers above the base show goes into the base.
-
-The base is written in place. Everything that is written there is hidden by the layers above it until they are emptied
-or linked past, so whoever looks through the top sees the same at every moment. The base's size changes last.
-"""
+"""Room for a larger disk: what must be refused, and an L1 table that is long enough, before the size itself changes."""
 
 import numpy as np
 
 from cowtree import extents as ex
 from cowtree.errors import Refused
-from cowtree.extents import Extents
-from cowtree.plan.put import Wish
 from cowtree.qcow2 import tables, writes
 from cowtree.qcow2.allocate import allocate_run
 from cowtree.qcow2.geometry import L1_BYTES_MAX, L1_ENTRY_BYTES
@@ -17,14 +11,6 @@ from cowtree.qcow2.image import Image, Slice
 from cowtree.qcow2.refcounts import Counts
 from cowtree.qcow2.tables import Tables
 from cowtree.steps import Step
-
-
-def commit_wish(merged: Extents, shown: Extents, after: Extents, past_end: Extents, *, has_backing: bool) -> Wish:
-    """What one window of a commit puts into the base.
-    `merged` is what the layers above the base hold, `shown` what is seen through the base now and `after` once it has
-    grown, `past_end` what must read as zeroes because it lies past the end of the base or of the top.
-    """
-    return Wish(ex.over(merged, past_end), shown, after, has_backing)
 
 
 def refuse_old_snapshots(image: Image) -> None:

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from cowtree.errors import Refused
-from cowtree.extents import Offsets
+from cowtree.extents import Offsets, distinct
 from cowtree.plan.create import NewImage, create_steps, encryption_extension
 from cowtree.qcow2 import header as qcow2
 from cowtree.qcow2 import refcounts, tables
@@ -140,7 +140,7 @@ def enter(layout: Layout, cluster: Offsets, words: Entries) -> tuple[Filled, Lay
     """
     geometry = layout.geometry
     index, column = np.divmod(cluster, geometry.l2_entry_count)
-    known = np.unique(np.append(index, layout.table_index))
+    known = distinct(np.append(index, layout.table_index))
     held = _empty_tables(geometry, len(known))
     held[0] = layout.table
     held.reshape(len(known), geometry.l2_entry_count, -1)[np.searchsorted(known, index), column] = words

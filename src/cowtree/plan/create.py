@@ -21,12 +21,15 @@ from cowtree.qcow2 import header as qcow2
 from cowtree.qcow2 import refcounts, tables
 from cowtree.qcow2.geometry import L1_BYTES_MAX, L1_ENTRY_BYTES, REFCOUNT_TABLE_BYTES_MAX, Geometry, ceil_div
 from cowtree.qcow2.header import Extension, Header
+from cowtree.qcow2.lineage import BaseRecord, with_record
 from cowtree.steps import Allocate, Step, Truncate, Write
+from cowtree.units import SECTOR_BYTES
 
 # What is allocated beforehand: nothing, the tables, also the space on disk, or zeroes that are really written.
 OFF, METADATA, FALLOC, FULL = PREALLOCATIONS = ("off", "metadata", "falloc", "full")
 ENTRIES_PER_WINDOW: Final = 1 << 20
 FILL_BYTES: Final = 1 << 20
+FIRST_BLOCK_BYTES: Final = 4096
 # Table entries have 56 bits for a host offset.
 HOST_BYTES_MAX: Final = 1 << 56
 _CRYPT_METHODS: Final = {name: number for number, name in qcow2.CRYPT_NAMES.items()}
@@ -50,6 +53,7 @@ class NewImage(NamedTuple):
     data_file: str | None = None
     is_data_file_raw: bool = False
     encryption: Encryption | None = None
+    base_record: BaseRecord | None = None
 
     @property
     def geometry(self) -> Geometry:
@@ -108,8 +112,12 @@ def create_steps(new: NewImage) -> Iterator[Step]:
 
 
 def raw_steps(size_bytes: int, preallocation: str) -> Iterator[Step]:
-    """The steps that make an empty file a raw image, or an external data file."""
+    """The steps that make an empty file a raw image, or an external data file. Its first block is there, as in those
+    that QEMU makes, which finds out by it in which units the file can be read.
+    """
     yield Truncate(size_bytes)
+    if preallocation == OFF and size_bytes:
+        yield Write(0, bytes(SECTOR_BYTES if size_bytes < FIRST_BLOCK_BYTES else FIRST_BLOCK_BYTES))
     yield from _fill(0, size_bytes, preallocation)
 
 
@@ -163,7 +171,7 @@ def _header(new: NewImage, layout: Layout) -> Header:
         (qcow2.COMPRESSION_TYPE, new.compression_type != qcow2.ZLIB),
         (qcow2.EXTENDED_L2, new.has_subclusters),
     )
-    return Header(
+    header = Header(
         version=new.version,
         cluster_bits=new.cluster_bits,
         size_bytes=new.size_bytes,
@@ -182,6 +190,7 @@ def _header(new: NewImage, layout: Layout) -> Header:
         extensions=_extensions(new, layout.encryption_cluster << new.cluster_bits),
         backing_name_bytes=qcow2.encode_name(new.backing_file) if new.backing_file else b"",
     )
+    return with_record(header, new.base_record)
 
 
 def _extensions(new: NewImage, encryption_offset: int) -> tuple[Extension, ...]:

@@ -66,6 +66,21 @@ class Fates(NamedTuple):
         return np.isin(self.fate, fates)
 
 
+class Bill(NamedTuple):
+    """What putting costs: bytes of guest data that are written and those that are read for it, new space in the file
+    for data and tables, and how many L2 tables change.
+    """
+
+    moved_bytes: int = 0
+    read_bytes: int = 0
+    new_bytes: int = 0
+    table_count: int = 0
+
+    def plus(self, other: "Bill") -> "Bill":
+        """Both together."""
+        return Bill._make(mine + its for mine, its in zip(self, other, strict=True))
+
+
 class Demand(NamedTuple):
     """What must be known of the reference counts: those of some host clusters, and where so many are free."""
 
@@ -229,15 +244,14 @@ def entry_users(geometry: Geometry, entry: Entries) -> Offsets:
 
 def table_changes(image: Image, fates: Fates) -> tuple[Offsets, Offsets]:
     """L1 indices that need a first table, and those whose table is shared with a snapshot and must be copied."""
-    index = np.unique(fates.cluster[~fates.of(IN_PLACE)] // image.geometry.l2_entry_count)
+    index = ex.distinct(fates.cluster[~fates.of(IN_PLACE)] // image.geometry.l2_entry_count)
     entry = image.l1[index]
     missing = (entry & tables.HOST_OFFSET) == 0
     return index[missing], index[~missing & ((entry & COPIED) == 0)]
 
 
-def review(piece: Slice, fates: Fates) -> int:
+def review(piece: Slice, fates: Fates, wish: Wish) -> Bill:
     """Check what `place` relies on, while nothing is written yet; the slice needs to hold no free clusters.
-    Returns: the bytes that will be moved.
     Raises: BrokenTable.
     """
     image = piece.image
@@ -245,7 +259,18 @@ def review(piece: Slice, fates: Fates) -> int:
     _check_kept(piece, kept)
     refuse_tables(image, kept)
     count_down(image.path, piece.counts, released(image, piece.tables, fates))
-    return fates.whole.total_bytes + ex.intersect(fates.wanted.ranges, fates.partly).total_bytes
+    return bill(image, fates, wish)
+
+
+def bill(image: Image, fates: Fates, wish: Wish) -> Bill:
+    """What `place` will cost."""
+    content = _content(fates, wish)
+    read_bytes = content.of_kind(*ex.BYTES).total_bytes
+    moved_bytes = read_bytes if _is_raw_too(image) else content.total_bytes
+    missing, shared = table_changes(image, fates)
+    new_count = _fresh_count(image, fates) + len(missing) + len(shared)
+    changed = ex.distinct(fates.cluster[~fates.of(IN_PLACE)] // image.geometry.l2_entry_count)
+    return Bill(moved_bytes, read_bytes, new_count << image.header.cluster_bits, len(changed))
 
 
 def place(piece: Slice, fates: Fates, wish: Wish) -> tuple[list[Step], Image]:
@@ -322,7 +347,7 @@ def move_tables(piece: Slice, l1_index: Offsets, hosts: Offsets) -> Slice:
     bits = image.header.cluster_bits
     l1 = image.l1.copy()
     l1[l1_index] = (hosts << bits).astype(np.uint64) | COPIED
-    index = np.union1d(held.l1_index, l1_index)
+    index = ex.distinct(np.concatenate((held.l1_index, l1_index)))
     rows = np.searchsorted(index, held.l1_index)
     entries = np.zeros((len(index), image.geometry.l2_entry_count), np.uint64)
     entries[rows] = held.entries
@@ -350,10 +375,14 @@ def _set_entries(held: Tables, geometry: Geometry, fates: Fates, how: tuple[Offs
 
 def _moves(geometry: Geometry, fates: Fates, host: Offsets, wish: Wish) -> Move:
     """Which bytes go where: all of what is written whole, of the rest only what is wanted."""
+    return _aim(_content(fates, wish), _clusters(geometry, fates, host))
+
+
+def _content(fates: Fates, wish: Wish) -> Extents:
+    """All that is written: what is wanted, and the rest of what is written whole."""
     content = ex.over(ex.cut(fates.wanted, fates.whole), ex.cut(wish.shown, fates.whole))
     rest = ex.fill(ex.subtract(fates.whole, content.ranges), ex.ZERO)
-    parts = ex.concatenate([content, rest, ex.cut(fates.wanted, fates.partly)])
-    return _aim(parts, _clusters(geometry, fates, host))
+    return ex.concatenate([content, rest, ex.cut(fates.wanted, fates.partly)])
 
 
 def _clusters(geometry: Geometry, fates: Fates, host: Offsets) -> Extents:

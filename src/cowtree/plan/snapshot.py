@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cowtree.errors import BrokenTable, Refused
-from cowtree.extents import Mask, Offsets
+from cowtree.extents import Mask, Offsets, is_among
 from cowtree.plan.commit import no_slice
 from cowtree.qcow2 import check, snapshots, tables, writes
 from cowtree.qcow2.allocate import allocate_run
@@ -105,6 +105,11 @@ def _tables_of(l1: Entries) -> Offsets:
     return table_offsets(l1[table_offsets(l1) != 0])
 
 
+def have_same_tables(one: Entries, other: Entries) -> bool:
+    """Whether two L1 tables name the same L2 tables at the same places."""
+    return np.array_equal(table_offsets(one), table_offsets(other))
+
+
 def count_l2(geometry: Geometry, held: Tables, uses: References) -> Iterator[Finding]:
     """Count what L2 tables of a tree use. Returns: what is wrong with their entries."""
     entries = held.entries.ravel()
@@ -123,7 +128,7 @@ def count_l2(geometry: Geometry, held: Tables, uses: References) -> Iterator[Fin
 def refuse_data_in_tables(image: Image, l1: Entries, uses: References) -> None:
     """Refuse a tree that takes for guest data what is a table. Raises: BrokenTable."""
     metadata = image.metadata_clusters()
-    own = np.isin(metadata, _tables_of(l1) >> image.header.cluster_bits)
+    own = is_among(metadata, np.sort(_tables_of(l1)) >> image.header.cluster_bits)
     shared = metadata[uses.uses(metadata) != own]
     if len(shared):
         reason = f"guest data lies in host cluster {shared[0]}, which holds a table"

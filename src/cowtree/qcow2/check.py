@@ -5,7 +5,8 @@ a check costs what the image holds, whatever its snapshots share. A sentence abo
 """
 
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple, Protocol
+from copy import deepcopy
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 from cowtree.extents import ALLOCATED, COMPRESSED, DATA, Mask, Offsets
 from cowtree.qcow2 import findings, tables
 from cowtree.qcow2.findings import Finding, at, in_order
-from cowtree.qcow2.geometry import Geometry, round_up
+from cowtree.qcow2.geometry import Geometry, ceil_div, round_up
 from cowtree.qcow2.refcounts import TABLE_OFFSET
+from cowtree.qcow2.sparse_counts import WINDOW, SparseCounts
 from cowtree.qcow2.tables import COPIED, Entries, Tables
 from cowtree.records import bits
 
@@ -28,10 +30,7 @@ OFFSET_MAX: Final = (1 << 63) - (1 << 30)
 BITMAP_RESERVED: Final = np.uint64(bits(1, 8) | bits(56, 63))
 ALLOCATION_BITS: Final = np.uint64(bits(0, 31))
 
-_SPREAD_MAX: Final = 16
-# So many counts are looked at together.
-WINDOW: Final = 1 << 16
-_COUNT_TYPES: Final = (np.uint8, np.uint16, np.uint32, np.uint64)
+_DRAWER: Final = (1 << 12) - 1
 
 
 class References:
@@ -43,7 +42,11 @@ class References:
         self.file_size_bytes = round_up(file_size_bytes, SECTOR_BYTES)
         self.cluster_count = geometry.cluster_count(self.file_size_bytes)
         # What starts inside the file may end in the cluster behind it.
-        self.counts: NDArray[np.unsignedinteger] = np.zeros(self.cluster_count + 1, np.uint8)
+        self.counts = SparseCounts(self.cluster_count + 1)
+
+    def copy(self) -> "References":
+        """Another one that has counted the same."""
+        return deepcopy(self)
 
     def outside(self, offset: Offsets, length: Offsets | int) -> Mask:
         """Which regions end a cluster or more behind the end of the file."""
@@ -64,22 +67,21 @@ class References:
         """Count clusters inside the file, each as often as it is named."""
         if not len(clusters):
             return
-        first, last = int(clusters.min()), int(clusters.max())
-        if last - first > _SPREAD_MAX * len(clusters):
+        # Put into drawers by its last bits, no cluster is named more often than the fullest drawer holds.
+        most = int(self.counts.get(clusters).max()) + int(np.bincount(clusters & _DRAWER).max())
+        if most > np.iinfo(self.counts.dtype).max:
             self._add(clusters, np.ones(len(clusters), np.int64))
             return
-        # They lie near each other: to count in all the clusters between them is quicker than to sort.
-        total = np.bincount(clusters - first) + self.counts[first : last + 1].astype(np.int64)
-        self._widen(int(total.max()))
-        self.counts[first : last + 1] = total
-        self.cluster_count = max(self.cluster_count, last + 1)
+        self.counts.add_each(clusters)
+        self.cluster_count = max(self.cluster_count, int(clusters.max()) + 1)
 
     def use_as(self, other: "References") -> None:
         """Count all that another counted as well."""
         self._reach(other.cluster_count)
-        length = min(len(self.counts), len(other.counts))
-        self._widen(int(self.counts.max()) + int(other.counts.max()))
-        self.counts[:length] += other.counts[:length].astype(self.counts.dtype)
+        for start in range(0, other.cluster_count, WINDOW):
+            if other.counts.any_in(start, start + WINDOW):
+                clusters = np.flatnonzero(other.counts.window(start, start + WINDOW)) + start
+                self._add(clusters, other.counts.get(clusters).astype(np.int64))
 
     def use_region(self, offset: int, length: int) -> Finding | None:
         """Count one region of any length. Returns: what is wrong with it."""
@@ -106,11 +108,11 @@ class References:
 
     def give_back(self, clusters: Offsets) -> None:
         """Forget one use of each cluster."""
-        np.subtract.at(self.counts, clusters, 1)
+        self.counts.take_each(clusters)
 
     def uses(self, clusters: Offsets) -> NDArray[np.unsignedinteger]:
         """The uses of these clusters; none behind the end of the file."""
-        return np.where(clusters < len(self.counts), self.counts[np.minimum(clusters, len(self.counts) - 1)], 0)
+        return np.where(clusters < len(self.counts), self.counts.get(np.minimum(clusters, len(self.counts) - 1)), 0)
 
     def get(self, clusters: Offsets) -> NDArray[np.unsignedinteger]:
         """The counts that these clusters should have."""
@@ -136,25 +138,32 @@ class References:
         size = self.geometry.refcount_block_entry_count
         found = np.zeros((len(block_index), size), self.counts.dtype)
         for row, index in enumerate(block_index.tolist()):
-            used = self.counts[: self.cluster_count][index * size : (index + 1) * size]
+            used = self.counts.window(index * size, min((index + 1) * size, self.cluster_count))
             found[row, : len(used)] = used
         return found
 
     def overflows(self) -> Finding:
         """The clusters that are used more often than a count can say."""
         most = min(self.geometry.refcount_max, int(np.iinfo(np.int64).max))
-        step = WINDOW
-        starts = range(0, len(self.counts) if most < np.iinfo(self.counts.dtype).max else 0, step)
-        parts = [np.flatnonzero(self.counts[start : start + step] > most) + start for start in starts]
-        where = np.concatenate([np.empty(0, np.int64), *parts])
-        times = self.counts[where].astype(np.int64) - most
+        where = np.concatenate([np.empty(0, np.int64), *self._above(most)])
+        times = self.counts.get(where).astype(np.int64) - most
         return at(findings.OVERFLOW, np.arange(len(where)), where << self.geometry.cluster_bits, times=times)
+
+    def first_above(self, most: int) -> int | None:
+        """The first cluster that is used more often than that, if there is one."""
+        return next((int(found[0]) for found in self._above(most) if len(found)), None)
+
+    def _above(self, most: int) -> Iterator[Offsets]:
+        for start in range(0, len(self.counts) if most < np.iinfo(self.counts.dtype).max else 0, WINDOW):
+            if self.counts.any_in(start, start + WINDOW):
+                yield np.flatnonzero(self.counts.window(start, start + WINDOW) > most) + start
 
     def take_free(self, count: int) -> Offsets:
         """Use the first clusters that nothing uses, behind the end of the file if there are not enough."""
         parts, found, step = [], 0, WINDOW
         for first in range(0, self.cluster_count, step):
-            parts.append(np.flatnonzero(self.counts[first : min(first + step, self.cluster_count)] == 0) + first)
+            free = self.counts.window(first, min(first + step, self.cluster_count)) == 0
+            parts.append(np.flatnonzero(free) + first)
             found += len(parts[-1])
             if found >= count:
                 break
@@ -178,19 +187,8 @@ class References:
         return int(self.take_free(1)[0]) if count == 1 else self.take_end(count)
 
     def _reach(self, cluster_count: int) -> None:
-        missing = cluster_count + 1 - len(self.counts)
-        if missing > 0:
-            self.counts = self._spread(len(self.counts) + missing, self.counts.dtype)
+        self.counts.reach(cluster_count + 1)
         self.cluster_count = max(self.cluster_count, cluster_count)
-
-    def _spread(self, length: int, kind: np.dtype[Any]) -> NDArray[np.unsignedinteger]:
-        """The counts with room for more. Where nothing was counted no memory is touched, and so none is taken."""
-        counts = np.zeros(length, kind)
-        for start in range(0, len(self.counts), WINDOW):
-            part = self.counts[start : start + WINDOW]
-            if part.any():
-                counts[start : start + len(part)] = part
-        return counts
 
     def _add(self, clusters: Offsets, times: Offsets) -> None:
         if not len(clusters):
@@ -201,15 +199,8 @@ class References:
             clusters = clusters[order]
             first = np.flatnonzero(np.concatenate(([True], clusters[1:] != clusters[:-1])))
             where, times = clusters[first], np.add.reduceat(times[order], first)
-        total = self.counts[where].astype(np.int64) + times
-        self._widen(int(total.max()))
-        self.counts[where] = total.astype(self.counts.dtype)
+        self.counts.put(where, self.counts.get(where).astype(np.int64) + times)
         self.cluster_count = max(self.cluster_count, int(where[-1]) + 1)
-
-    def _widen(self, most: int) -> None:
-        if most > np.iinfo(self.counts.dtype).max:
-            fitting = next(np.dtype(each) for each in _COUNT_TYPES if most <= np.iinfo(each).max)
-            self.counts = self._spread(len(self.counts), fitting)
 
 
 class TableUse(NamedTuple):
@@ -483,7 +474,7 @@ class Mismatch(NamedTuple):
 
 def compare(first_cluster: int, counted: NDArray[np.unsignedinteger], references: References) -> Mismatch:
     """Compare counts from a host cluster on with what they should be."""
-    used = references.limit(references.counts[first_cluster : first_cluster + len(counted)])
+    used = references.limit(references.counts.window(first_cluster, first_cluster + len(counted)))
     where = np.flatnonzero(counted != used)
     return Mismatch(where + first_cluster, counted[where], used[where])
 
@@ -499,10 +490,14 @@ def data_in_tables(metadata: Offsets, use: TableUse, references: References) -> 
 
 def blocks_in_use(references: References) -> Offsets:
     """The refcount blocks that the used clusters need, as places in the refcount table."""
-    per_block = references.geometry.refcount_block_entry_count
-    starts = np.arange(0, references.cluster_count, per_block)
-    blocks: Offsets = np.flatnonzero(np.maximum.reduceat(references.counts[: references.cluster_count], starts))
-    return blocks
+    per_block, parts = references.geometry.refcount_block_entry_count, [np.empty(0, np.int64)]
+    step = max(WINDOW // per_block, 1)
+    for first in range(0, ceil_div(references.cluster_count, per_block), step):
+        start, stop = first * per_block, min((first + step) * per_block, references.cluster_count)
+        if references.counts.any_in(start, stop):
+            used = references.counts.window(start, stop)
+            parts.append(np.flatnonzero(np.maximum.reduceat(used, np.arange(0, len(used), per_block))) + first)
+    return np.concatenate(parts)
 
 
 def wrong_bitmap_entries(geometry: Geometry, entries: Entries) -> Mask:

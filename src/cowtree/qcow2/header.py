@@ -134,7 +134,8 @@ class Header(NamedTuple):
     @property
     def geometry(self) -> Geometry:
         """The arithmetic of this image."""
-        has_subclusters, has_data_file = (bool(self.incompatible & bit) for bit in (EXTENDED_L2, EXTERNAL_DATA_FILE))
+        has_subclusters = bool(self.incompatible & EXTENDED_L2)
+        has_data_file = bool(self.incompatible & EXTERNAL_DATA_FILE)
         return Geometry(self.version, self.cluster_bits, self.refcount_order, has_subclusters, has_data_file)
 
     @property
@@ -324,8 +325,11 @@ def _parse_extensions(path: str, data: bytes, header: Header) -> tuple[Extension
 
 def _name_features(table: bytes, unknown: int) -> str:
     names = []
-    for start in range(0, len(table) - FEATURE_NAME.size_bytes + 1, FEATURE_NAME.size_bytes):
-        entry = FEATURE_NAME.unpack(table, start)
+    for start in range(0, len(table), FEATURE_NAME.size_bytes):
+        # The last entry may be cut: what is missing is zero.
+        entry = FEATURE_NAME.unpack(
+            table[start : start + FEATURE_NAME.size_bytes].ljust(FEATURE_NAME.size_bytes, b"\0")
+        )
         mask = 1 << (int(entry["bit"]) & 63)
         if entry["type"] == 0 and unknown & mask and isinstance(entry["name"], bytes):
             names.append(entry["name"].split(b"\0")[0].decode("utf-8", "replace"))
@@ -348,6 +352,7 @@ def _check_fields(path: str, header: Header) -> None:
             "Unsupported subcluster size",
         ),
         (header.l1_entry_count * L1_ENTRY_BYTES <= L1_BYTES_MAX, "Active L1 table too large"),
+        (geometry.l1_entry_count(header.size_bytes) < 1 << 31, "Image is too big"),
         (header.l1_entry_count >= geometry.l1_entry_count(header.size_bytes), "L1 table is too small"),
         (
             header.refcount_table_cluster_count << header.cluster_bits <= REFCOUNT_TABLE_BYTES_MAX,

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cowtree.errors import BrokenTable
-from cowtree.extents import Offsets
+from cowtree.errors import BrokenTable, MarkedCorrupt, Refused
+from cowtree.extents import Offsets, distinct, is_among
 from cowtree.qcow2.bitmaps import Bitmap, Directory
 from cowtree.qcow2.geometry import Geometry, ceil_div, round_up
 from cowtree.qcow2.header import Header
@@ -67,7 +67,7 @@ class Image(NamedTuple):
 
     def metadata_clusters(self) -> Offsets:
         """The host clusters of all tables and blocks, sorted; guest data in one of them is damage."""
-        return np.unique(np.concatenate(self._metadata()))
+        return distinct(np.concatenate(self._metadata()))
 
     def tables_among(self, clusters: Offsets) -> Offsets:
         """Those of some host clusters in which a table or a block lies. Nothing is sorted but these few."""
@@ -95,6 +95,17 @@ class Slice(NamedTuple):
     counts: Counts
 
 
+def refuse_what_we_cannot_write(image: Image) -> None:
+    """Refuse an image before a byte of it changes.
+    Raises: MarkedCorrupt, BrokenTable, Refused.
+    """
+    if image.header.is_corrupt:
+        raise MarkedCorrupt(path=image.path)
+    if len(image.snapshot_l1s) < len(image.snapshots):
+        raise Refused(reason=f"{image.path}: there are too many snapshots to know what must not be overwritten")
+    check_layout(image)
+
+
 def check_layout(image: Image) -> None:
     """Refuse an image whose tables lie on top of each other, or outside its file.
     Raises: BrokenTable naming the first byte that two of them claim.
@@ -106,7 +117,8 @@ def check_layout(image: Image) -> None:
     blocks = block_offsets(image.refcount_table) >> bits
     fixed = [np.arange(start >> bits, ceil_div(start + length, 1 << bits)) for _, start, length in image.fixed_ranges()]
     # Snapshots share L2 tables with the active table and with each other, but with nothing else.
-    shared = np.setdiff1d(np.unique(np.concatenate([np.empty(0, np.int64), *foreign])), active)
+    shared = distinct(np.concatenate([np.empty(0, np.int64), *foreign]))
+    shared = shared[~is_among(shared, np.sort(active))]
     claims = np.sort(np.concatenate([*fixed, blocks[blocks > 0], active[active > 0], shared[shared > 0]]))
     twice = claims[1:][claims[1:] == claims[:-1]]
     if len(twice):

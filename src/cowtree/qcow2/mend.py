@@ -44,19 +44,25 @@ def _table_clusters(image: Image) -> Offsets:
     return np.arange(first, first + image.header.refcount_table_cluster_count)
 
 
+def structure_clusters(image: Image, references: References) -> Offsets:
+    """The host clusters of the refcount table and of its blocks, as far as they lie inside the file."""
+    geometry, table = image.geometry, _table_clusters(image)
+    if len(table) and table[-1] >= references.cluster_count:
+        table = table[:0]
+    readable = readable_blocks(geometry, image.refcount_table, image.file_size_bytes)
+    return np.concatenate((table, block_offsets(readable[readable != 0]) >> geometry.cluster_bits))
+
+
 def _keep_structure(image: Image, references: References) -> Offsets:
     """Count the blocks that were not sound enough to be counted, so that nothing new is put there.
     Returns: the clusters of the refcount table and of its blocks, each as often as it is counted now.
     """
-    geometry = image.geometry
-    table = _table_clusters(image)
-    if len(table) and table[-1] >= references.cluster_count:
-        table = table[:0]
+    geometry, clusters = image.geometry, structure_clusters(image, references)
     readable = readable_blocks(geometry, image.refcount_table, image.file_size_bytes)
     offset = block_offsets(readable[readable != 0])
     counted = is_sound_block(geometry, readable[readable != 0], references)
     references.use(offset[~counted], geometry.cluster_size_bytes, np.ones(np.count_nonzero(~counted), np.int64))
-    return np.concatenate((table, offset >> geometry.cluster_bits))
+    return clusters
 
 
 def _with_longer_table(image: Image, references: References, entry_count: int) -> Image:

@@ -85,7 +85,7 @@ def count_type(geometry: Geometry) -> np.dtype[np.unsignedinteger]:
     return np.dtype(f"u{max(geometry.refcount_bits // 8, 1)}")
 
 
-def decode(geometry: Geometry, block_index: Offsets, host_offset: Offsets, data: bytes | bytearray) -> Counts:
+def decode(geometry: Geometry, block_index: Offsets, host_offset: Offsets, data: bytes | memoryview) -> Counts:
     """Turn the bytes of refcount blocks, one behind the other, into a value.
     Source: qcow2 specification, "Refcount block entry": counts under 8 bits start at the low bit of a byte.
     """

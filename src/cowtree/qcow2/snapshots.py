@@ -114,7 +114,11 @@ def parse_entry(path: str, header: Header, data: bytes, place: tuple[int, int]) 
     name_start = id_start + fields["id_size"]
     end = name_start + fields["name_size"]
     if fields["extra_data_size"] > EXTRA_DATA_BYTES_MAX:
-        raise BrokenTable(path=path, reason=f"Too much extra metadata in snapshot table entry {index}")
+        what, waste = f"Too much extra metadata in snapshot table entry {index}", "this extra metadata"
+        raise BrokenTable(path=path, reason=f"{what}\nYou can force-remove {waste} with qemu-img check -r all")
+    if end > TABLE_BYTES_MAX:
+        what, waste = "Snapshot table is too big", f"all {header.snapshot_count - index} overhanging snapshots"
+        raise BrokenTable(path=path, reason=f"{what}\nYou can force-remove {waste} with qemu-img check -r all")
     if end > len(data):
         raise BrokenTable(path=path, reason="Snapshot table entry runs past the end of the table")
     extra = data[extra_start:id_start]

@@ -4,6 +4,7 @@ A `Tables` holds only the L2 tables that exist, so a sparse image costs what it 
 memory and big-endian on disk. With subclusters an entry is a pair: the entry itself and its bitmap.
 """
 
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -60,7 +61,7 @@ class Tables(NamedTuple):
         return np.searchsorted(self.l1_index, l1_index)
 
 
-def decode(geometry: Geometry, l1_index: Offsets, host_offset: Offsets, data: bytes | bytearray) -> Tables:
+def decode(geometry: Geometry, l1_index: Offsets, host_offset: Offsets, data: bytes | memoryview) -> Tables:
     """Turn the bytes of L2 tables, one behind the other, into a value."""
     words = np.frombuffer(data, ">u8").astype(np.uint64)
     count = geometry.l2_entry_count
@@ -90,16 +91,26 @@ def check_l1(path: str, geometry: Geometry, l1: Entries, size_bytes: int) -> Non
     """Refuse an L1 table with an entry that no reader may follow.
     Raises: BrokenTable when one is not aligned, or points past the end of the file.
     """
-    offsets = table_offsets(l1)
-    end = round_up(size_bytes, geometry.cluster_size_bytes)
-    for bad, what in (
-        (offsets % geometry.cluster_size_bytes != 0, "is not aligned to a cluster"),
-        (offsets + geometry.cluster_size_bytes > end, f"is past the end of the file ({size_bytes})"),
-    ):
-        wrong = np.flatnonzero(bad & (offsets != 0))
+    for bad, what in _l1_faults(geometry, l1, size_bytes):
+        wrong = np.flatnonzero(bad)
         if len(wrong):
-            where = f"L1 entry {wrong[0]} points at byte {offsets[wrong[0]]}, which {what}"
+            where = f"L1 entry {wrong[0]} points at byte {table_offsets(l1)[wrong[0]]}, which {what}"
             raise BrokenTable(path=path, reason=where)
+
+
+def broken_l1(geometry: Geometry, l1: Entries, size_bytes: int) -> Mask:
+    """Which L1 entries `check_l1` would refuse."""
+    (unaligned, _), (outside, _) = _l1_faults(geometry, l1, size_bytes)
+    return unaligned | outside
+
+
+def _l1_faults(geometry: Geometry, l1: Entries, size_bytes: int) -> tuple[tuple[Mask, str], tuple[Mask, str]]:
+    offsets = table_offsets(l1)
+    used, end = offsets != 0, round_up(size_bytes, geometry.cluster_size_bytes)
+    return (
+        (used & (offsets % geometry.cluster_size_bytes != 0), "is not aligned to a cluster"),
+        (used & (offsets + geometry.cluster_size_bytes > end), f"is past the end of the file ({size_bytes})"),
+    )
 
 
 def compressed_location(geometry: Geometry, descriptor: Offsets) -> tuple[Offsets, Offsets]:
@@ -134,25 +145,63 @@ def to_extents(path: str, geometry: Geometry, tables: Tables, size_bytes: int) -
     `size_bytes` is the length of the image file.
     Raises: BrokenTable when an entry breaks a rule.
     """
-    flat = tables.entries.ravel()
-    used = np.flatnonzero(flat) if not geometry.has_subclusters else np.flatnonzero(flat | tables.bitmaps.ravel())
+    used, found = _used(geometry, tables)
     if not len(used):
         return empty()
+    _check_entries(path, geometry, found, size_bytes)
+    if geometry.has_subclusters:
+        columns = found.start, found.kind, found.host_offset
+        found = _split_subclusters(path, geometry, columns, tables.bitmaps.ravel()[used])
+    return coalesce(found.take(found.kind != 0))
+
+
+def without_broken(geometry: Geometry, tables: Tables, size_bytes: int) -> tuple[Tables, Offsets]:
+    """The tables without the entries that `to_extents` would refuse, and the guest clusters of these, sorted."""
+    used, found = _used(geometry, tables)
+    bad = np.zeros(len(used), np.bool_)
+    for wrong, _ in _faults(geometry, found, size_bytes):
+        bad |= wrong
+    if geometry.has_subclusters:
+        bad |= (found.kind != COMPRESSED) & _is_impossible(found.kind, tables.bitmaps.ravel()[used])
+    kept = np.ones(tables.entries.shape, np.bool_)
+    kept.flat[used[bad]] = False
+    bitmaps = np.where(kept, tables.bitmaps, NONE) if geometry.has_subclusters else tables.bitmaps
+    sound = tables._replace(entries=np.where(kept, tables.entries, NONE), bitmaps=bitmaps)
+    return sound, found.start[bad] >> geometry.cluster_bits
+
+
+def _used(geometry: Geometry, tables: Tables) -> tuple[Offsets, Extents]:
+    """Where an entry says something, and these clusters as extents, whatever their subclusters say."""
+    flat = tables.entries.ravel()
+    used = np.flatnonzero(flat) if not geometry.has_subclusters else np.flatnonzero(flat | tables.bitmaps.ravel())
     entries = flat[used]
     row, column = np.divmod(used, geometry.l2_entry_count)
     guest = (tables.l1_index[row] * geometry.l2_entry_count + column) << geometry.cluster_bits
     kind = classify(geometry, entries)
-    host = host_offsets(entries, kind)
-    _check_entries(path, geometry, Extents(guest, np.zeros_like(guest), kind, kind.astype(np.int16), host), size_bytes)
-    if geometry.has_subclusters:
-        parts = _split_subclusters(path, geometry, (guest, kind, host), tables.bitmaps.ravel()[used])
-    else:
-        length = np.full(len(used), geometry.cluster_size_bytes, np.int64)
-        parts = Extents(guest, length, kind, np.zeros(len(used), np.int16), host)
-    return coalesce(parts.take(parts.kind != 0))
+    length = np.full(len(used), geometry.cluster_size_bytes, np.int64)
+    return used, Extents(guest, length, kind, np.zeros(len(used), np.int16), host_offsets(entries, kind))
 
 
-def _check_entries(path: str, geometry: Geometry, found: Extents, size_bytes: int) -> None:
+def within(geometry: Geometry, tables: Tables, start: int, stop: int) -> Tables:
+    """The tables with nothing in the clusters that lie outside of the guest range."""
+    first, last = start >> geometry.cluster_bits, -(-stop // geometry.cluster_size_bytes)
+    cluster = tables.l1_index[:, None] * geometry.l2_entry_count + np.arange(geometry.l2_entry_count)
+    inside = (cluster >= first) & (cluster < last)
+    entries, bitmaps = (np.where(inside, each, NONE) for each in (tables.entries, tables.bitmaps))
+    return tables._replace(entries=entries, bitmaps=bitmaps)
+
+
+def clusters(geometry: Geometry, tables: Tables) -> Extents:
+    """The clusters that have a host cluster of their own, whatever their subclusters say, as DATA of layer 0."""
+    row, column = np.nonzero(np.isin(classify(geometry, tables.entries), MOVING))
+    guest = (tables.l1_index[row] * geometry.l2_entry_count + column) << geometry.cluster_bits
+    length, kind = np.full(len(guest), geometry.cluster_size_bytes), np.full(len(guest), DATA, np.uint8)
+    host = host_offsets(tables.entries[row, column], kind)
+    return Extents(guest, length, kind, np.zeros(len(guest), np.int16), host)
+
+
+def _faults(geometry: Geometry, found: Extents, size_bytes: int) -> Iterator[tuple[Mask, str]]:
+    """Which entries break each rule, and what they do."""
     cluster_size = geometry.cluster_size_bytes
     end = round_up(size_bytes, cluster_size)
     packed = found.kind == COMPRESSED
@@ -160,17 +209,23 @@ def _check_entries(path: str, geometry: Geometry, found: Extents, size_bytes: in
     start, length = compressed_location(geometry, found.host_offset) if packed.any() else (found.host_offset,) * 2
     stop = np.where(packed, start + length - 511, found.host_offset + cluster_size)
     in_header = np.where(packed, start < cluster_size, (found.host_offset < cluster_size) & (found.host_offset > 0))
-    for bad, what in (
+    yield from (
         (~packed & (found.host_offset % cluster_size != 0), "is not aligned to a cluster"),
         (stop > np.where(found.host_offset != 0, end, stop), f"is past the end of the file ({size_bytes})"),
         (in_header, "is inside the header"),
         (_is_foreign(geometry, found), "is not where an external data file holds it"),
         ((found.kind == ZERO) | (found.kind == ALLOCATED) if geometry.version < 3 else packed & False, "a zero flag"),
-    ):
+    )
+
+
+def _check_entries(path: str, geometry: Geometry, found: Extents, size_bytes: int) -> None:
+    for bad, what in _faults(geometry, found, size_bytes):
         wrong = np.flatnonzero(bad)
         if len(wrong):
             index = wrong[0]
-            place = int(start[index] if packed[index] else found.host_offset[index])
+            place = int(found.host_offset[index])
+            if found.kind[index] == COMPRESSED:
+                place = int(compressed_location(geometry, found.host_offset[wrong[:1]])[0][0])
             where = f"the L2 entry of guest byte {found.start[index]} points at byte {place}, which {what}"
             if what == "a zero flag":
                 where = f"Zero cluster entry found in pre-v3 image (guest byte {found.start[index]})"
@@ -221,7 +276,7 @@ def _split_mixed(
     allocated = (bitmaps[:, None] >> index & np.uint64(1)).astype(bool)
     zero = (bitmaps[:, None] >> (index + np.uint64(32)) & np.uint64(1)).astype(bool)
     has_host = (kind == DATA)[:, None]
-    if (allocated & (zero | ~has_host)).any():
+    if _is_impossible(kind, bitmaps).any():
         raise BrokenTable(path=path, reason="an extended L2 entry has an impossible subcluster bitmap")
     size = geometry.cluster_size_bytes // SUBCLUSTER_COUNT
     step = index.astype(np.int64) * size
@@ -230,6 +285,14 @@ def _split_mixed(
     length = np.full(starts.size, size)
     layer = np.zeros(starts.size, np.int16)
     return Extents(starts.ravel(), length, kinds.ravel().astype(np.uint8), layer, hosts.ravel())
+
+
+def _is_impossible(kind: NDArray[np.uint8], bitmaps: Entries) -> Mask:
+    """Which bitmaps say of a subcluster that it is allocated, and also that it is zero or has no host cluster."""
+    allocated = bitmaps & ALL_ALLOCATED
+    both = (allocated & bitmaps >> np.uint64(SUBCLUSTER_COUNT)) != 0
+    impossible: Mask = both | ((allocated != 0) & (kind != DATA))
+    return impossible
 
 
 def to_bits(geometry: Geometry, cluster: Offsets, ranges: Ranges) -> Entries:

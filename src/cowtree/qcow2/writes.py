@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from cowtree.extents import Offsets
+from cowtree.extents import Offsets, is_among
 from cowtree.qcow2 import bitmaps, refcounts, tables
 from cowtree.qcow2 import header as qcow2
 from cowtree.qcow2.bitmaps import Bitmap
@@ -62,7 +62,7 @@ def _peak(old: Counts, new: Counts) -> Counts:
 
 def _raise_counts(old: Slice, new: Slice, peak: Counts) -> list[Step]:
     geometry = new.image.geometry
-    fresh = ~np.isin(peak.block_index, old.counts.block_index)
+    fresh = ~is_among(peak.block_index, old.counts.block_index)
     steps: list[Step] = [
         Write(int(offset), refcounts.encode(geometry, counts))
         for offset, counts in zip(peak.host_offset[fresh], peak.counts[fresh], strict=True)
@@ -98,8 +98,9 @@ def _spans(
     differs = old != new
     steps: list[Step] = []
     for row in np.flatnonzero(differs.any(axis=1)).tolist():
-        where = np.flatnonzero(differs[row])
-        first, last = int(where[0]) // step * step, round_up(int(where[-1]) + 1, step)
+        changed = differs[row]
+        count = len(changed) - int(changed[::-1].argmax())
+        first, last = int(changed.argmax()) // step * step, round_up(count, step)
         skipped = first // step * len(encode(new[row, :step]))
         steps.append(Write(int(host_offset[row]) + skipped, encode(new[row, first:last])))
     return steps
@@ -119,7 +120,7 @@ def _interleave(piece: tables.Tables, rows: Offsets | slice) -> tables.Entries:
 
 def _new_tables(old: Slice, new: Slice) -> list[Step]:
     """Whole L2 tables and L1 tables that are written where nothing points yet."""
-    fresh = np.flatnonzero(~np.isin(new.tables.host_offset, old.tables.host_offset))
+    fresh = np.flatnonzero(~is_among(new.tables.host_offset, np.sort(old.tables.host_offset)))
     words = _interleave(new.tables, fresh)
     steps: list[Step] = [
         Write(int(new.tables.host_offset[row]), tables.encode_words(words[index]))
@@ -132,7 +133,7 @@ def _new_tables(old: Slice, new: Slice) -> list[Step]:
 
 def _pointers(old: Slice, new: Slice) -> list[Step]:
     """The entries that change in tables which the image already uses."""
-    rows = np.flatnonzero(np.isin(new.tables.host_offset, old.tables.host_offset))
+    rows = np.flatnonzero(is_among(new.tables.host_offset, np.sort(old.tables.host_offset)))
     before = np.searchsorted(old.tables.l1_index, new.tables.l1_index[rows])
     change = _interleave(old.tables, before), _interleave(new.tables, rows)
     steps = _spans(new.tables.host_offset[rows], change, tables.encode_words)

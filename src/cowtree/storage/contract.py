@@ -56,6 +56,19 @@ class Storage(Protocol):
     def extents(self, offset: int, length: int) -> Iterator[Span]:
         """Split the range, up to its end or the end of the storage, into data and holes, in order."""
 
+    def place(self, offset: int, length: int) -> "tuple[Storage, int] | None":
+        """In which file the range lies as it is, and where there; None when its bytes are made on the way."""
+
+    def clone_block_bytes(self, source: "Storage") -> int:
+        """The unit of which offsets and lengths must be multiples for `clone` to take over ranges of `source`; 0 when
+        it cannot. Changes nothing, and may be asked of a storage that was opened for reading.
+        """
+
+    def clone(self, source: "Storage", source_offset: int, offset: int, length: int) -> bool:
+        """Let the range share the blocks of a range that lies inside `source`, which reads as if it were copied.
+        Returns: False when that cannot be done; then the range may be changed in part, and the caller copies it.
+        """
+
     def prefetch(self, offset: int, length: int) -> None:
         """Hint that the range is read soon. May do nothing; never fails."""
 
@@ -79,6 +92,16 @@ class Access:
     SHARED = "shared"
 
 
+class Times(NamedTuple):
+    """What tells cheaply that a file is as it was. `mtime_ns` is when its bytes changed, as far as nobody set it back;
+    `ctime_ns` when anything about it changed, which nobody can set.
+    """
+
+    size_bytes: int
+    mtime_ns: int
+    ctime_ns: int
+
+
 class FileSystem(Protocol):
     """Where files are opened, made, renamed and removed. Paths are absolute or relative to the process."""
 
@@ -99,14 +122,23 @@ class FileSystem(Protocol):
     def identity(self, path: str) -> tuple[int, int]:
         """The (device, inode) that makes two names one file, links followed. Raises: MissingImage."""
 
+    def times(self, path: str) -> Times:
+        """How long a file is and when it changed, links followed. Raises: MissingImage."""
+
     def rename(self, source: str, target: str) -> None:
         """Replace `target` by `source` in one step; durable after `sync_folder`."""
 
     def link(self, source: str, target: str) -> None:
         """Give a file another name; durable after `sync_folder`. Raises: StorageFailed when that name is taken."""
 
+    def copy_rights(self, source: str, target: str) -> None:
+        """Give `target` the owner, the group and the permission bits of `source`. Raises: StorageFailed."""
+
     def unlink(self, path: str) -> None:
         """Remove a name; durable after `sync_folder`."""
+
+    def make_folder(self, path: str) -> None:
+        """Make a folder, and those above it, durably; does nothing when it is there. Raises: StorageFailed."""
 
     def sync_folder(self, path: str) -> None:
         """Make the names in this folder durable."""

@@ -84,6 +84,17 @@ class EncryptedFile(PassingFile):
         if offset < stop:
             yield Span(offset, stop - offset, is_data=True)
 
+    def place(self, offset: int, length: int) -> None:
+        """Nowhere do these bytes lie as they are."""
+
+    def clone_block_bytes(self, source: Storage) -> int:
+        """Nothing that is plain elsewhere can be taken over."""
+        return 0
+
+    def clone(self, source: Storage, source_offset: int, offset: int, length: int) -> bool:
+        """Never."""
+        return False
+
 
 class EncryptedVolume(EncryptedFile):
     """The guest data of a volume: all that lies behind its header. Sectors are numbered from there."""
@@ -122,6 +133,8 @@ class EncryptedVolume(EncryptedFile):
             self._grow(size_bytes)
         else:
             self.inner.truncate(self._origin + _up(size_bytes))
+            # What is cut off of the last sector must not come back.
+            super().write_zeroes(size_bytes, -size_bytes % SECTOR_BYTES)
 
     def prefetch(self, offset: int, length: int) -> None:
         """Pass the hint on."""

@@ -1,7 +1,7 @@
 """Files that fail on purpose, at one chosen call: the process dies there, or the system refuses.
 
-Only calls that change something are counted: create, pwrite, write_zeroes, allocate, truncate, flush, rename, unlink
-and sync_folder, over all files. Run once without a fault to learn how many there are.
+Only calls that change something are counted: create, pwrite, clone, write_zeroes, allocate, truncate, flush, rename,
+unlink and sync_folder, over all files. Run once without a fault to learn how many there are.
 """
 
 import errno
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from cowtree.errors import StorageFailed
-from cowtree.storage.contract import Bytes, FileSystem, Storage
+from cowtree.storage.contract import Bytes, FileSystem, Storage, Times
 from cowtree.storage.passing import PassingFile, PassingFiles
 from cowtree.units import SECTOR_BYTES
 
@@ -90,6 +90,11 @@ class FaultyFiles(PassingFiles):
         self.stay_dead()
         return self.inner.identity(path)
 
+    def times(self, path: str) -> Times:
+        """How long a file is and when it changed."""
+        self.stay_dead()
+        return self.inner.times(path)
+
     def rename(self, source: str, target: str) -> None:
         """Replace `target` by `source`, or fail."""
         self.act(Call("rename", source, target), lambda: self.inner.rename(source, target))
@@ -98,9 +103,17 @@ class FaultyFiles(PassingFiles):
         """Give a file another name, or fail."""
         self.act(Call("link", source, target), lambda: self.inner.link(source, target))
 
+    def copy_rights(self, source: str, target: str) -> None:
+        """Give `target` the rights of `source`, or fail."""
+        self.act(Call("copy_rights", source, target), lambda: self.inner.copy_rights(source, target))
+
     def unlink(self, path: str) -> None:
         """Remove a name, or fail."""
         self.act(Call("unlink", path), lambda: self.inner.unlink(path))
+
+    def make_folder(self, path: str) -> None:
+        """Make a folder, or fail."""
+        self.act(Call("make_folder", path), lambda: self.inner.make_folder(path))
 
     def sync_folder(self, path: str) -> None:
         """Make the names durable, or fail."""
@@ -146,6 +159,18 @@ class FaultyFile(PassingFile):
         border = (offset + len(data) // 2) // SECTOR_BYTES * SECTOR_BYTES
         half = data[: max(border - offset, 0)]
         self._files.act(call, lambda: self.inner.pwrite(offset, data), lambda: self.inner.pwrite(offset, half))
+
+    def clone(self, source: Storage, source_offset: int, offset: int, length: int) -> bool:
+        """Clone all, half or nothing."""
+        done: list[bool] = []
+
+        def take(part_bytes: int) -> None:
+            done.append(self.inner.clone(source, source_offset, offset, part_bytes))
+
+        unit = max(self.inner.clone_block_bytes(source), 1)
+        call = Call("clone", self.path, f"{offset}+{length}")
+        self._files.act(call, lambda: take(length), lambda: take(length // 2 // unit * unit))
+        return all(done)
 
     def write_zeroes(self, offset: int, length: int) -> None:
         """Write zeroes, or fail."""

@@ -5,20 +5,23 @@ the system's words. The standard library only, for `img info` passes through her
 """
 
 import errno
+import fcntl
 import os
 import stat
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from cowtree.errors import MissingImage, StorageFailed
 from cowtree.storage import locks
-from cowtree.storage.contract import Access, Bytes, Span, Storage, find_secret
+from cowtree.storage.contract import Access, Bytes, Span, Storage, Times, find_secret
 
 _VIEWS_PER_CALL = os.sysconf("SC_IOV_MAX")
 # A write of this size or more goes past the page cache: half of the time of a large merge is copying into it.
 _DIRECT_BYTES_MIN = 1 << 20
 _DIRECT_ALIGNMENT_BYTES = 4096
 _UNOPENED, _UNABLE = -2, -1
+_CLONE_RANGE = 0x4020940D  # FICLONERANGE
 # How often a file may be replaced between its opening and its locking before we give up.
 _OPENING_COUNT_MAX = 16
 
@@ -81,6 +84,14 @@ class LocalFiles:
             found = os.stat(path)
         return found.st_dev, found.st_ino
 
+    def times(self, path: str) -> Times:
+        """How long a file is and when it changed; a block device does not tell."""
+        with _missing(path):
+            found = os.stat(path)
+        if stat.S_ISBLK(found.st_mode):
+            return Times(0, 0, 0)
+        return Times(found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
     def rename(self, source: str, target: str) -> None:
         """Replace `target` by `source`."""
         with _failing(source, "rename"):
@@ -91,10 +102,33 @@ class LocalFiles:
         with _failing(target, "link"):
             os.link(source, target)
 
+    def copy_rights(self, source: str, target: str) -> None:
+        """Give `target` the owner, the group and the permission bits of `source`."""
+        with _failing(target, "change the rights"):
+            status, own = os.stat(source), os.stat(target)
+            if (status.st_uid, status.st_gid) != (own.st_uid, own.st_gid):
+                os.chown(target, status.st_uid, status.st_gid)
+            os.chmod(target, stat.S_IMODE(status.st_mode))
+
     def unlink(self, path: str) -> None:
         """Remove a name."""
         with _failing(path, "remove"):
             os.unlink(path)
+
+    def make_folder(self, path: str) -> None:
+        """Make a folder and those above it."""
+        path = path or "."
+        if os.path.isdir(path):
+            return
+        above = os.path.dirname(path.rstrip(os.sep))
+        self.make_folder(above)
+        with _failing(path, "create"):
+            try:
+                os.mkdir(path)
+            except FileExistsError:
+                if not os.path.isdir(path):
+                    raise
+        self.sync_folder(above or ".")
 
     def sync_folder(self, path: str) -> None:
         """Make the names in this folder durable, where its file system can."""
@@ -247,6 +281,46 @@ class LocalFile:
                     return offset if whence == os.SEEK_DATA else stop
                 raise
 
+    def place(self, offset: int, length: int) -> tuple[Storage, int]:
+        """Here."""
+        return self, offset
+
+    def clone_block_bytes(self, source: Storage) -> int:
+        """The block size of the file system, when that lets the two files share blocks. It is asked to clone nothing,
+        from the end of the source on; should that grow meanwhile, no file reaches to where it would go.
+        """
+        origin, start = source.place(0, 0) or (None, 0)
+        if not isinstance(origin, LocalFile):
+            return 0
+        with suppress(OSError):
+            block_bytes = os.fstatvfs(self._descriptor).f_bsize
+            if stat.S_ISREG(os.fstat(self._descriptor).st_mode) and start % block_bytes == 0:
+                # The kernel wants a descriptor for writing even then, which this one need not be.
+                descriptor = os.open(f"/proc/self/fd/{self._descriptor}", os.O_WRONLY | os.O_CLOEXEC)
+                try:
+                    _clone(descriptor, origin._descriptor, origin.size_bytes, (1 << 63) - block_bytes, 0)
+                finally:
+                    os.close(descriptor)
+                return block_bytes
+        return 0
+
+    def clone(self, source: Storage, source_offset: int, offset: int, length: int) -> bool:
+        """Let the file system share blocks. Whatever it says but that the disk is broken, copying may still do."""
+        self._refuse_reading("clone")
+        origin, start = source.place(source_offset, length) or (None, 0)
+        if not isinstance(origin, LocalFile):
+            return False
+        with _failing(self.path, "clone"):
+            try:
+                # No length would mean all of it.
+                if length:
+                    _clone(self._descriptor, origin._descriptor, start, offset, length)
+            except OSError as error:
+                if error.errno == errno.EIO:
+                    raise
+                return False
+        return True
+
     def prefetch(self, offset: int, length: int) -> None:
         """Ask the system to read the range ahead."""
         with suppress(OSError, OverflowError):
@@ -275,6 +349,11 @@ class LocalFile:
     def _refuse_reading(self, action: str) -> None:
         if not self._is_writable:
             raise StorageFailed(path=self.path, action=action, reason="it is open for reading only", errno=errno.EBADF)
+
+
+def _clone(target: int, source: int, source_offset: int, offset: int, length: int) -> None:
+    """Share blocks between two descriptors. Raises: OSError. Source: ioctl_ficlonerange(2)."""
+    fcntl.ioctl(target, _CLONE_RANGE, struct.pack("=qQQQ", source, source_offset, length, offset))
 
 
 def _address(view: memoryview) -> int:

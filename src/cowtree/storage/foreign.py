@@ -133,6 +133,9 @@ class ForeignFile(PassingFile):
         if waiting is not None:
             yield Span(start, stop - start, is_data=waiting)
 
+    def place(self, offset: int, length: int) -> None:
+        """Nowhere: what lies at this offset of the file is something else."""
+
     def prefetch(self, offset: int, length: int) -> None:
         """Nothing: what lies at this offset of the file is something else."""
 

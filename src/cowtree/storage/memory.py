@@ -12,7 +12,7 @@ from typing import Final
 
 from cowtree.errors import ImageLocked, MissingImage, StorageFailed
 from cowtree.storage import locks
-from cowtree.storage.contract import Access, Bytes, Span, find_secret
+from cowtree.storage.contract import Access, Bytes, Span, Storage, Times, find_secret
 
 PAGE_BYTES: Final = 4096
 _HOLE: Final = bytes(PAGE_BYTES)
@@ -23,6 +23,7 @@ class Pages:
 
     def __init__(self, data: bytes = b"") -> None:
         self.size_bytes = 0
+        self.change_count = 0
         self._pages: dict[int, bytes] = {}
         self.write(0, data)
 
@@ -30,6 +31,7 @@ class Pages:
         """An array of its own with the same bytes."""
         other = Pages()
         other.size_bytes, other._pages = self.size_bytes, dict(self._pages)
+        other.change_count = self.change_count
         return other
 
     def key(self) -> tuple[int, tuple[tuple[int, bytes], ...]]:
@@ -46,6 +48,7 @@ class Pages:
 
     def write(self, offset: int, data: Bytes) -> None:
         """Put bytes there; the array grows when they reach past its end."""
+        self.change_count += 1
         view = memoryview(data).cast("B")
         for index, begin, end in _pieces(offset, len(view)):
             piece, view = bytes(view[: end - begin]), view[end - begin :]
@@ -58,6 +61,7 @@ class Pages:
 
     def zero(self, offset: int, length: int) -> None:
         """Make a hole, and zeroes on the pages at its ends."""
+        self.change_count += 1
         stop = offset + length
         for index in self._between(offset, stop):
             begin, end = max(offset - index * PAGE_BYTES, 0), min(stop - index * PAGE_BYTES, PAGE_BYTES)
@@ -69,8 +73,16 @@ class Pages:
         if length:
             self.size_bytes = max(self.size_bytes, stop)
 
+    def share(self, source: "Pages", source_offset: int, offset: int, length: int) -> None:
+        """Let whole pages be those of another array."""
+        self.zero(offset, length)
+        moved = (offset - source_offset) // PAGE_BYTES
+        for index in source._between(source_offset, source_offset + length):
+            self._pages[index + moved] = source._pages[index]
+
     def truncate(self, size_bytes: int) -> None:
         """Set where it ends; what is cut off reads as zeroes when it grows again."""
+        self.change_count += 1
         if size_bytes < self.size_bytes:
             self.zero(size_bytes, -(-self.size_bytes // PAGE_BYTES) * PAGE_BYTES - size_bytes)
         self.size_bytes = size_bytes
@@ -195,6 +207,11 @@ class MemoryFiles:
         """A number that goes with the file when its name changes."""
         return 0, self._find(path).number
 
+    def times(self, path: str) -> Times:
+        """How long a file is and how often it changed: there is no clock here."""
+        pages = self._find(path).pages
+        return Times(pages.size_bytes, pages.change_count, pages.change_count)
+
     def rename(self, source: str, target: str) -> None:
         """Replace `target` by `source`."""
         node = self._named(source, "rename")
@@ -209,10 +226,18 @@ class MemoryFiles:
             raise StorageFailed(path=target, action="link", reason=os.strerror(code), errno=code)
         self._nodes[os.path.normpath(target)] = node
 
+    def copy_rights(self, source: str, target: str) -> None:
+        """Do nothing: there are no rights here."""
+        self._named(source, "change the rights")
+        self._named(target, "change the rights")
+
     def unlink(self, path: str) -> None:
         """Remove a name; who has the file open keeps it."""
         self._named(path, "remove")
         del self._nodes[os.path.normpath(path)]
+
+    def make_folder(self, path: str) -> None:
+        """Do nothing: every folder exists."""
 
     def sync_folder(self, path: str) -> None:
         """Do nothing: names here are as durable as all the rest."""
@@ -292,6 +317,26 @@ class MemoryFile:
         """Data and holes, a page at a time."""
         self._refuse("read", offset, length)
         return self._node.pages.spans(offset, length)
+
+    def place(self, offset: int, length: int) -> tuple[Storage, int]:
+        """Here."""
+        return self, offset
+
+    def clone_block_bytes(self, source: Storage) -> int:
+        """A page, for all files in memory are on one device."""
+        origin, start = source.place(0, 0) or (None, 0)
+        return PAGE_BYTES if isinstance(origin, MemoryFile) and start % PAGE_BYTES == 0 else 0
+
+    def clone(self, source: Storage, source_offset: int, offset: int, length: int) -> bool:
+        """Share pages."""
+        self._refuse("clone", offset, length, Access.WRITE)
+        origin, start = source.place(source_offset, length) or (None, 0)
+        if not isinstance(origin, MemoryFile) or (start | offset | length) % PAGE_BYTES:
+            return False
+        if start + length > origin.size_bytes or (origin._node is self._node and abs(start - offset) < length):
+            return False
+        self._node.pages.share(origin._node.pages, start, offset, length)
+        return True
 
     def prefetch(self, offset: int, length: int) -> None:
         """Do nothing: it is all here."""

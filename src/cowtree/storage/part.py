@@ -24,7 +24,7 @@ class Part(PassingFile):
     def pread(self, offset: int, length: int) -> bytes:
         """Read exactly `length` bytes; zeroes past the end."""
         inside = self._inside(offset, length)
-        return self.inner.pread(self._offset + offset, inside) + bytes(length - inside) if inside else bytes(length)
+        return self.inner.pread(self._offset + offset, inside) + bytes(length - inside)
 
     def preadv(self, offset: int, buffers: Sequence[memoryview]) -> None:
         """Fill the buffers; zeroes past the end."""
@@ -53,16 +53,33 @@ class Part(PassingFile):
 
     def truncate(self, size_bytes: int) -> None:
         """Set where it ends, unless that is fixed."""
-        if self._size_bytes is not None and size_bytes != self._size_bytes:
+        if self._size_bytes is None:
+            self.inner.truncate(self._offset + size_bytes)
+        elif size_bytes != self._size_bytes:
             raise StorageFailed(
                 path=self.path, action="resize", reason="Cannot resize fixed-size raw disks", errno=errno.ENOTSUP
             )
-        self.inner.truncate(self._offset + size_bytes)
 
     def extents(self, offset: int, length: int) -> Iterator[Span]:
         """Split the range into data and holes."""
         for span in self.inner.extents(self._offset + offset, self._inside(offset, length)):
             yield span._replace(start=span.start - self._offset)
+
+    def place(self, offset: int, length: int) -> tuple[Storage, int] | None:
+        """In which file the range lies as it is; what lies past the end is zeroes, whatever the file holds there."""
+        if self._inside(offset, length) < length:
+            return None
+        return self.inner.place(self._offset + offset, length)
+
+    def clone_block_bytes(self, source: Storage) -> int:
+        """In which units `clone` works; none when the part itself begins within one."""
+        block_bytes = self.inner.clone_block_bytes(source)
+        return block_bytes if block_bytes and self._offset % block_bytes == 0 else 0
+
+    def clone(self, source: Storage, source_offset: int, offset: int, length: int) -> bool:
+        """Let a range share the blocks of another."""
+        self._check_room(offset + length, "clone")
+        return self.inner.clone(source, source_offset, self._offset + offset, length)
 
     def prefetch(self, offset: int, length: int) -> None:
         """Pass the hint on."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from cowtree.storage.contract import Bytes, FileSystem, Span, Storage
+from cowtree.storage.contract import Bytes, FileSystem, Span, Storage, Times
 
 
 class PassingFiles:
@@ -28,6 +28,10 @@ class PassingFiles:
         """What makes two names one file."""
         return self.inner.identity(path)
 
+    def times(self, path: str) -> Times:
+        """How long a file is and when it changed."""
+        return self.inner.times(path)
+
     def rename(self, source: str, target: str) -> None:
         """Replace `target` by `source`."""
         self.inner.rename(source, target)
@@ -36,9 +40,17 @@ class PassingFiles:
         """Give a file another name."""
         self.inner.link(source, target)
 
+    def copy_rights(self, source: str, target: str) -> None:
+        """Give `target` the rights of `source`."""
+        self.inner.copy_rights(source, target)
+
     def unlink(self, path: str) -> None:
         """Remove a name."""
         self.inner.unlink(path)
+
+    def make_folder(self, path: str) -> None:
+        """Make a folder and those above it."""
+        self.inner.make_folder(path)
 
     def sync_folder(self, path: str) -> None:
         """Make the names in this folder durable."""
@@ -92,6 +104,18 @@ class PassingFile:
     def extents(self, offset: int, length: int) -> Iterator[Span]:
         """Split the range into data and holes."""
         return self.inner.extents(offset, length)
+
+    def place(self, offset: int, length: int) -> tuple[Storage, int] | None:
+        """In which file the range lies as it is."""
+        return self.inner.place(offset, length)
+
+    def clone_block_bytes(self, source: Storage) -> int:
+        """In which units `clone` works."""
+        return self.inner.clone_block_bytes(source)
+
+    def clone(self, source: Storage, source_offset: int, offset: int, length: int) -> bool:
+        """Let a range share the blocks of another."""
+        return self.inner.clone(source, source_offset, offset, length)
 
     def prefetch(self, offset: int, length: int) -> None:
         """Pass the hint on."""

@@ -61,6 +61,7 @@ class _Disk:
         self.names = {path: opened.get(path) or next(unknown) for path in paths}
         self.content = {self.names[path]: Pages(data) for path, data in paths.items()}
         self.log = log
+        self.linked = {event.file for event in log if isinstance(event, Linked)}
         self.writes: list[int] = []
         self.namings: list[int] = []
 
@@ -80,20 +81,35 @@ class _Disk:
             done = [each for each in self.namings if _folder_of(self.log[each]) == event.path]
             self.namings = [each for each in self.namings if each not in done]
             for each in done:
-                _name(self.names, self.log[each])
+                self._name(self.names, self.log[each])
 
     def after(self, cut: _Cut) -> dict[str, Pages]:
         """The files that are there after this cut."""
         names = dict(self.names)
         for each in self.namings:
             if each in cut.kept:
-                _name(names, self.log[each])
+                self._name(names, self.log[each])
         content = {file: self.content[file].copy() for file in names.values() if file in self.content}
         for each in self.writes:
             event = cut.tear if cut.tear is not None and each == self.writes[-1] else self.log[each]
             if each in cut.kept and _file_of(event) in names.values():
                 _write(content, event)
         return {path: content.get(file, Pages()) for path, file in names.items()}
+
+    def _name(self, names: dict[str, int], event: Event) -> None:
+        """Let an event change which names there are."""
+        match event:
+            case Created(path, file) | Linked(path, file):
+                names[path] = file
+            case Renamed(source, target, file):
+                # Without the event that gave it this name a file is still where it was: it has one name, or was linked.
+                old = [name for name, held in names.items() if held == file and file not in self.linked]
+                for name in [source] if names.get(source) == file else old:
+                    del names[name]
+                names[target] = file
+            case Unlinked(path, file):
+                if names.get(path) == file:
+                    del names[path]
 
 
 def durable_states(initial: Mapping[str, bytes], log: Sequence[Event], seed: int) -> Iterator[State]:
@@ -181,21 +197,6 @@ def _write(content: dict[int, Pages], event: Event) -> None:
             pages.zero(offset, length)
         case Truncated(_, size_bytes):
             pages.truncate(size_bytes)
-
-
-def _name(names: dict[str, int], event: Event) -> None:
-    match event:
-        case Created(path, file) | Linked(path, file):
-            names[path] = file
-        case Renamed(source, target, file):
-            # Without the event that gave it this name, the file is still where it was before.
-            is_there = names.get(source) == file
-            for name in [source] if is_there else [name for name, held in names.items() if held == file]:
-                del names[name]
-            names[target] = file
-        case Unlinked(path, file):
-            if names.get(path) == file:
-                del names[path]
 
 
 def _describe(disk: _Disk, cut: _Cut) -> str:

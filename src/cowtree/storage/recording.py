@@ -169,6 +169,13 @@ class RecordingFile(PassingFile):
         if len(data):
             self._log.append(Wrote(self._number, offset, bytes(data)))
 
+    def clone(self, source: Storage, source_offset: int, offset: int, length: int) -> bool:
+        """Clone, and log it as a write of the same bytes: it is as durable as that."""
+        done = self.inner.clone(source, source_offset, offset, length)
+        if done and length:
+            self._log.append(Wrote(self._number, offset, source.pread(source_offset, length)))
+        return done
+
     def write_zeroes(self, offset: int, length: int) -> None:
         """Write zeroes and log it."""
         self.inner.write_zeroes(offset, length)

@@ -16,7 +16,7 @@ import os
 import random
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,11 +48,11 @@ class Result(NamedTuple):
         return OWN_SIZE.sub(r"\1?", PROGRESS.sub("", self.stdout))
 
 
-def run_cowtree(folder: Path, *words: str) -> Result:
-    """Run the words in a folder as `qemu-img` does, in this process."""
+def run_cowtree(folder: Path, *words: str, start: Sequence[str] = ("qemu-img",)) -> Result:
+    """Run the words in a folder as `qemu-img` does, or as what `start` calls, in this process."""
     stdout, stderr = io.StringIO(), io.StringIO()
     with contextlib.chdir(folder), contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-        status = main(["qemu-img", *words])
+        status = main([*start, *words])
     return Result(status, stdout.getvalue(), stderr.getvalue())
 
 

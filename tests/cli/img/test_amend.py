@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.img.differential import read_both, run_both, run_cowtree, run_stock
+from tests.cli.img.differential import read_both, run_both, run_stock
 from tests.qemu import qemu_img, qemu_io
 
 pytestmark = pytest.mark.slow
@@ -19,6 +19,9 @@ SHAPES = {
     "zstd": "cluster_size=4k,compression_type=zstd",
     "backed": "cluster_size=4k",
     "snapshots": "cluster_size=4k",
+    "snapshots over a base": "cluster_size=4k",
+    "bitmaps": "cluster_size=4k",
+    "zstd packed": "cluster_size=4k,compression_type=zstd",
     "snapshots v2": "cluster_size=4k,compat=0.10",
     "extended": "cluster_size=16k,extended_l2=on",
     "data file": "cluster_size=4k,data_file=outside",
@@ -65,7 +68,7 @@ def make(folder: Path, shape: str) -> Path:
     # A data file is looked for from where the program runs.
     with contextlib.chdir(folder):
         backing = []
-        if shape == "backed":
+        if shape in ("backed", "snapshots over a base"):
             qemu_img("create", "-q", "-f", "qcow2", "base", "1M")
             qemu_io(Path("base"), "write -P 66 0 1M")
             backing = ["-b", "base", "-F", "qcow2"]
@@ -73,6 +76,11 @@ def make(folder: Path, shape: str) -> Path:
         qemu_io(Path("image"), "write -P 65 0 200k", "write -P 67 500k 90k", "write -z 8k 8k", "write -zu 300k 40k")
         if shape.startswith("snapshots"):
             qemu_img("snapshot", "-c", "before", "image")
+            qemu_io(Path("image"), "write -P 68 4k 12k")
+        if shape == "zstd packed":
+            qemu_io(Path("image"), "write -c -P 69 640k 4k")
+        if shape == "bitmaps":
+            qemu_img("bitmap", "--add", "image", "one")
             qemu_io(Path("image"), "write -P 68 4k 12k")
     return folder
 
@@ -115,9 +123,12 @@ def test_every_width_can_be_had_from_16_bits(tmp_path: Path, compat: str, bits: 
     both.assert_same()
 
 
-def test_progress_begins_and_ends(tmp_path: Path) -> None:
-    folder = make(tmp_path / "images", "v3")
-    found = run_cowtree(folder, "amend", "-p", "-o", "refcount_bits=8", "image")
-    assert found.steps[0] == 0
-    assert found.steps[-1] == 100
-    assert found.stdout.endswith("\n")
+@pytest.mark.parametrize(("shape", "option"), [("v3", "refcount_bits=8"), ("backed", "compat=0.10")])
+def test_progress_goes_from_nothing_to_all(tmp_path: Path, shape: str, option: str) -> None:
+    both = run_both(make(tmp_path / "images", shape), tmp_path, "amend", "-p", "-o", option, "image")
+    both.assert_same_result()
+    for steps in (both.own.steps, both.stock.steps):
+        assert steps[0] == 0
+        assert steps[-1] == 100
+        assert steps == sorted(steps)
+    assert both.own.stdout.endswith("\n")

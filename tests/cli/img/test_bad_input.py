@@ -106,8 +106,8 @@ CASES = {
     "unknown feature": Case(unknown_feature, "Unsupported qcow2 feature(s): time travel"),
     "backing file missing": Case(lambda folder: (folder / "middle").unlink(), "No such file or directory"),
     "backing file is no image": Case(cut("middle", 0), "Image is not in qcow2 format"),
-    "loop": Case(relink("middle", "top"), "loops back"),
-    "own child": Case(relink("top", "top"), "loops back"),
+    "loop": Case(relink("middle", "top"), "infinite loop"),
+    "own child": Case(relink("top", "top"), "infinite loop"),
     "chain of 300": Case(deep_chain, "deeper than 256 layers", "deep"),
 }
 

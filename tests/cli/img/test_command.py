@@ -47,8 +47,12 @@ def test_an_option_has_one_name_whatever_its_spelling():
         (["--nope"], "unrecognized option '--nope'"),
         (["-f"], "missing argument for option '-f'"),
         (["--output"], "missing argument for option '--output'"),
-        (["-qx"], "unrecognized option '-x'"),
-        (["--quiet=1"], "unrecognized option '--quiet'"),
+        (["-qx"], "unrecognized option '-qx'"),
+        (["--quiet=1"], "unrecognized option '--quiet=1'"),
+        (["--qui=1"], "unrecognized option '--qui=1'"),
+        (["--nope=1", "--nope"], "unrecognized option '--nope=1'"),
+        (["a", "--outp"], "missing argument for option '--outp'"),
+        (["-qf"], "missing argument for option '-qf'"),
     ],
 )
 def test_what_the_grammar_does_not_know_is_named(words: list[str], complaint: str):

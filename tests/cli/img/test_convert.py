@@ -1,5 +1,8 @@
 """`cowtree img convert` beside qemu-img."""
 
+import contextlib
+import io
+import json
 import os
 import shutil
 import time
@@ -8,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cowtree.cli.main import main
 from tests.cli.img.differential import Shape, run_both, run_cowtree, run_stock
 from tests.qemu import qemu_img, qemu_io
 
@@ -191,3 +195,93 @@ def test_help_is_no_failure(chain_of: ChainOf, words: tuple[str, ...]):
     assert result.status == 0
     if "-o" in words:
         assert result.stdout == run_stock(chain_of(Shape("raw")), "convert", *words).stdout
+
+
+OVER = (
+    "-O qcow2 -B {base} -F qcow2 top out",
+    "-O qcow2 -c -B {base} -F qcow2 top out",
+    "-O qcow2 -S 0 -B {base} -F qcow2 top out",
+    "-O qcow2 -S 64k -m 8 -W -r 1G -B {base} -F qcow2 top out",
+    "-O qcow2 -B {base} -F qcow2 -o extended_l2=on,cluster_size=128k top out",
+    "-O qcow2 -B {base} -F qcow2 -o extended_l2=on,preallocation=metadata top out",
+    "-O qcow2 -B {base} -F qcow2 -o compat=0.10 top out",
+    "-O qcow2 -B {base} -F qcow2 -o cluster_size=4k top out",
+    "-O qcow2 -B {base} -F qcow2 -l one snapshots out",
+    "-O qcow2 -B {base} -F qcow2 raw out",
+    "-n -O qcow2 -B {base} top target",
+    "-n -O qcow2 -S 0 -B {base} top target",
+    "-n -O qcow2 -c -B {base} top target",
+    "-n -O qcow2 -c -S 0 raw empty",
+    "-n -O qcow2 -B {base} -l one snapshots target",
+    "-n -O qcow2 -B {base} raw target",
+    "-n -O qcow2 top target",
+    "-n -O raw -B {base} top raw",
+    "-n -O qcow2 -B {base} top top target",
+    "-O qcow2 -B {base} -F qcow2 top top out",
+    "-O qcow2 -B nothing -F qcow2 top out",
+)
+
+
+@pytest.fixture(scope="module")
+def overlays(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A chain, and others that can back what is made of it or are there already."""
+    folder = tmp_path_factory.mktemp("overlays") / "folder"
+    folder.mkdir()
+    chains = {"base": "", "parent": "base", "top": "parent", "snapshots": "top", "other": "", "short": "", "empty": ""}
+    for name, backing in {**chains, "target": "other"}.items():
+        words = ["-b", backing, "-F", "qcow2"] if backing else ["-o", "cluster_size=64k"]
+        size = [] if backing else ["1M" if name == "short" else "2M"]
+        qemu_img("create", "-q", "-f", "qcow2", *words, folder / name, *size)
+    for number, name in enumerate(("base", "other")):
+        qemu_io(folder / name, f"write -P {1 + number} 0 2M")
+    qemu_io(folder / "short", "write -P 3 0 1M")
+    qemu_io(folder / "parent", "write -P 4 256k 256k", "write -z 1M 128k")
+    qemu_io(
+        folder / "top", "write -P 5 512k 100k", "write -z 1200k 200k", "write -P 0 1500k 100k", "write -P 6 1800k 9k"
+    )
+    qemu_io(folder / "snapshots", "write -P 7 0 128k")
+    qemu_img("snapshot", "-c", "one", folder / "snapshots")
+    qemu_io(folder / "snapshots", "write -P 8 0 256k")
+    qemu_io(folder / "target", "write -P 9 0 700k")
+    qemu_img("create", "-q", "-f", "raw", folder / "raw", "2M")
+    qemu_io(folder / "raw", "write -P 10 600k 500k", image_format="raw")
+    return folder
+
+
+def held_by(folder: Path, name: str) -> list[tuple[object, ...]]:
+    """Which layer answers for what, and how; wherever its bytes are."""
+    words = ("map", "-U", "-f", "raw" if name == "raw" else "qcow2", "--output=json", name)
+    found: list[tuple[object, ...]] = []
+    for entry in json.loads(run_stock(folder, *words).stdout):
+        facts = (entry["depth"], entry["present"], entry["zero"], entry["data"])
+        if not found or found[-1][1:] != facts:
+            found.append((entry["start"], *facts))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", ["parent", "base", "other", "short"])
+@pytest.mark.parametrize("call", OVER)
+def test_what_lies_over_a_backing_file_is_what_stock_lays_there(overlays: Path, tmp_path: Path, call: str, base: str):
+    words = call.format(base=base).split()
+    both = run_both(overlays, tmp_path, "convert", *words)
+    if both.stock.status:
+        both.assert_same_failure()
+        return
+    both.assert_same()
+    # As qemu-img does, it says nothing of a backing file that shows something else.
+    assert not both.own.stderr
+    maps = [held_by(folder, words[-1]) for folder in (both.stock_folder, both.own_folder)]
+    assert maps[0] == maps[1]
+
+
+def test_under_its_own_name_it_tells_of_a_backing_file_that_is_another_one(overlays: Path, tmp_path: Path):
+    folder, words = shutil.copytree(overlays, tmp_path / "folder"), ("convert", "-O", "qcow2", "-F", "qcow2", "-B")
+    said = []
+    for base in ("parent", "other"):
+        stderr = io.StringIO()
+        with contextlib.chdir(folder), contextlib.redirect_stderr(stderr):
+            assert main(["cowtree", "img", *words, base, "top", "out"]) == 0
+        said.append(stderr.getvalue())
+    assert said[0] == ""
+    assert "warning: 'other' is not what backs 'top'" in said[1]

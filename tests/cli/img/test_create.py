@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from cowtree.qcow2 import header as qcow2
+from cowtree.qcow2 import lineage
 from cowtree.storage.contract import Access
 from cowtree.storage.file import LocalFiles
 from tests.cli.img.differential import Both, assert_one_sentence, run_both, run_cowtree, run_stock
@@ -119,9 +121,18 @@ def assert_same_creation(bases: Path, tmp_path: Path, *words: str) -> None:
         assert own.stat().st_size == stock.stat().st_size
         is_filled = any("preallocation=" in word for word in words) or "data_file_raw=on" in words
         if not is_filled and "cluster_size=512" not in words:
-            assert own.read_bytes() == stock.read_bytes()
+            assert _without_record(own.read_bytes()) == stock.read_bytes()
     if "-u" not in words:
         _assert_sound(both.own_folder, both.stock_folder, [own.name for own, _ in run_in(both)])
+
+
+def _without_record(data: bytes) -> bytes:
+    """The image but for what it keeps of its base, which QEMU knows nothing of."""
+    if not qcow2.is_qcow2(data) or lineage.LINEAGE.to_bytes(4, "big") not in data[:4096]:
+        return data
+    header = qcow2.parse("image", data, len(data))
+    plain = qcow2.pack(lineage.with_record(header, None))
+    return plain.ljust(1 << header.cluster_bits, b"\0") + data[1 << header.cluster_bits :]
 
 
 def _assert_sound(own_folder: Path, stock_folder: Path, names: list[str]) -> None:

@@ -297,3 +297,31 @@ def test_a_run_that_fails_leaves_no_image(tmp_path: Path):
     assert result.status == 1
     assert "serpent-256" in result.stderr
     assert run("ls", "-A", tmp_path).stdout == ""
+
+
+@pytest.mark.parametrize("how", [(), ("-U",), ("-u",)])
+def test_an_encrypted_overlay_gets_another_base(tmp_path: Path, how: tuple[str, ...]):
+    (tmp_path / "one").write_bytes(b"1" * (256 << 10))
+    (tmp_path / "two").write_bytes(b"2" * (128 << 10))
+    well(tmp_path, "create", *SECRETS, "-f", "qcow2", "-o", QCOW2, "-b", "one", "-F", "raw", "image", "256k")
+    io(tmp_path / "image", "write -P 65 100k 40k")
+    place = opened("image")
+    well(tmp_path, "convert", *SECRETS, "--image-opts", place, "-O", "raw", "before")
+    well(tmp_path, "rebase", *SECRETS, *how, "--image-opts", "-b", "two", "-F", "raw", place)
+    well(tmp_path, "convert", *SECRETS, "--image-opts", place, "-O", "raw", "after")
+    seen = (tmp_path / "after").read_bytes()
+    if how == ("-u",):
+        assert seen[:65536] == b"2" * 65536
+    else:
+        assert seen == (tmp_path / "before").read_bytes()
+    assert stock(tmp_path, "check", *SECRETS, "--image-opts", place).status == 0
+    wrong = run_cowtree(tmp_path, "rebase", *SECRETS, *how, "--image-opts", "-b", "", opened("image", "wrong"))
+    assert (wrong.status, "Invalid password" in wrong.stderr) == (1, True)
+
+
+def test_a_new_base_without_its_key_is_told_as_qemu_img_tells_it(tmp_path: Path):
+    well(tmp_path, "create", *SECRETS, "-f", "qcow2", "-o", QCOW2, "base", "256k")
+    stock(tmp_path, "create", "-f", "qcow2", "plain", "256k")
+    results = [run(tmp_path, "rebase", *SECRETS, "-b", "base", "-F", "qcow2", "plain") for run in (stock, run_cowtree)]
+    assert results[0].status == results[1].status == 1
+    assert results[1].stderr.startswith(results[0].stderr.rstrip("\n"))

@@ -56,7 +56,7 @@ def test_what_lies_before_a_compressed_cluster_is_shown(tmp_path: Path):
     both = read_both(tmp_path, "map", "disk")
     both.assert_same_reading()
     assert both.own.stdout.count("\n") == 2
-    assert both.own.stderr.startswith("qemu-img: File contains external, encrypted or compressed clusters. Try: ")
+    assert both.own.stderr == both.stock.stderr
 
 
 def test_many_lines_are_all_written(tmp_path: Path):

@@ -90,8 +90,8 @@ def test_an_unknown_format_is_refused_before_a_byte_is_copied(folder: Path):
     before = content_of(folder)
     result = run_cowtree(folder, "rebase", "-b", "other", "l3")
     assert result.status == 1
-    expected = "qemu-img: Could not change the backing file to 'other': backing format must be specified. Try: "
-    assert result.stderr.startswith(expected)
+    expected = "qemu-img: Could not change the backing file to 'other': backing format must be specified\n"
+    assert result.stderr == expected
     assert content_of(folder) == before
 
 
@@ -100,7 +100,7 @@ def test_an_image_never_becomes_its_own_child(folder: Path, words: tuple[str, ..
     before = content_of(folder)
     result = run_cowtree(folder, "rebase", *words)
     assert result.status == 1
-    assert "backing file 'l3' loops back to a layer above it" in result.stderr
+    assert "Backing file 'l3' creates an infinite loop" in result.stderr
     assert content_of(folder) == before
 
 
@@ -109,7 +109,7 @@ def test_a_format_that_does_not_fit_is_refused(folder: Path):
     before = content_of(folder)
     result = run_cowtree(folder, "rebase", "-b", "l0", "-F", "qcow2", "l3")
     assert result.status == 1
-    assert result.stderr.startswith("qemu-img: Could not open 'l0': Image is not in qcow2 format. Try: ")
+    assert result.stderr == "qemu-img: Could not open 'l0': Image is not in qcow2 format\n"
     assert content_of(folder) == before
 
 
@@ -118,9 +118,12 @@ def test_a_format_that_does_not_fit_is_refused(folder: Path):
     [("nowhere", "'nowhere': No such file or directory"), ("l3", "'l3' is the image itself"), ("l2", "")],
 )
 def test_an_unsafe_rebase_obeys_and_warns(folder: Path, name: str, warning: str):
-    result = run_cowtree(folder, "rebase", "-u", "-b", name, "-F", "qcow2", "l3")
+    words = ("rebase", "-u", "-b", name, "-F", "qcow2", "l3")
+    result = run_cowtree(folder, *words, start=("cowtree", "img"))
     assert (result.status, result.stdout) == (0, "")
-    assert result.stderr.startswith(f"qemu-img: warning: {warning}" if warning else "")
+    assert result.stderr.startswith(f"cowtree img: warning: {warning}" if warning else "")
+    # In qemu-img's place it keeps silent as that does.
+    assert run_cowtree(folder, *words) == (0, "", "")
     assert describe(folder / "l3")["backing-filename"] == name
 
 

@@ -222,31 +222,6 @@ def test_an_image_in_use_is_left_alone(make: Callable[[str], Path], tmp_path: Pa
         assert content_of(folder) == before
 
 
-def test_an_encrypted_image_needs_no_key_for_its_snapshots(tmp_path: Path):
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    image = folder / "a.qcow2"
-    secret = ("--object", "secret,id=s,data=abc")
-    qemu_img(
-        "create",
-        "-q",
-        *secret,
-        "-f",
-        "qcow2",
-        "-o",
-        "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10",
-        image,
-        "1M",
-    )
-    assert run_cowtree(folder, "snapshot", "-c", "one", "a.qcow2") == (0, "", "")
-    assert run_cowtree(folder, "snapshot", "-c", "two", "a.qcow2") == (0, "", "")
-    assert run_cowtree(folder, "snapshot", "-a", "one", "a.qcow2") == (0, "", "")
-    assert run_cowtree(folder, "snapshot", "-d", "one", "a.qcow2") == (0, "", "")
-    opts = "driver=qcow2,file.filename=a.qcow2,encrypt.key-secret=s"
-    assert "two" in run_stock(folder, "snapshot", *secret, "-l", "--image-opts", opts).stdout
-    assert run_stock(folder, "check", *secret, "--image-opts", opts).status == 0
-
-
 FULL = StorageFailed(path="a", action="write", reason="No space left on device", errno=errno.ENOSPC)
 LOW = BrokenTable(path="a", reason="host cluster 5 is in use but counted 0 times", cause="EINVAL")
 
@@ -254,11 +229,11 @@ LOW = BrokenTable(path="a", reason="host cluster 5 is in use but counted 0 times
 @pytest.mark.parametrize(
     ("action", "error", "said"),
     [
-        ("-c", FULL, "-28 (No space left on device): write failed"),
-        ("-a", FULL, "Failed to load snapshot: No space left on device: write failed"),
-        ("-d", FULL, "Failed to remove snapshot from snapshot list: No space left on device: write failed"),
-        ("-c", LOW, "-22 (Invalid argument): host cluster 5"),
-        ("-d", LOW, "Failed to free the cluster and L1 table: Invalid argument: host cluster 5"),
+        ("-c", FULL, "-28 (No space left on device)"),
+        ("-a", FULL, "Failed to load snapshot: No space left on device"),
+        ("-d", FULL, "Failed to remove snapshot from snapshot list: No space left on device"),
+        ("-c", LOW, "-22 (Invalid argument)"),
+        ("-d", LOW, "Failed to free the cluster and L1 table: Invalid argument"),
         ("-d", Refused(reason="", cause="ENOTSUP"), "snapshot not found"),
         ("-a", Refused(reason="", cause="ENOTSUP", format="raw"), "Block driver does not support snapshots"),
         ("-a", Refused(reason="", cause="ENOTSUP", format="qcow2"), "Failed to load snapshot: Operation not supported"),
@@ -267,7 +242,7 @@ LOW = BrokenTable(path="a", reason="host cluster 5 is in use but counted 0 times
 def test_what_went_wrong_is_said_as_stock_says_it(action: str, error: CowtreeError, said: str):
     code = code_of(error)
     assert code is not None
-    assert complaint(action, error, code).startswith(said)
+    assert complaint(action, error, code) == said
 
 
 def test_what_is_wrong_with_the_file_itself_is_said_by_whoever_opens_it():

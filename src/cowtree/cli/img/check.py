@@ -48,6 +48,7 @@ def run(given: Given) -> int:
         raise ChainError(path=name, reason="force-share=on can only be used with read-only images", hint="without -U")
     layer = open_to_check(files, *source, access_of(given) if repair == NOTHING else Access.WRITE)
     try:
+        gate.check_key(files, layer)
         if layer.header is not None:
             _open_others(files, layer, layer.header, access_of(given))
             check_bitmaps(layer, layer.header)
@@ -62,7 +63,7 @@ def _open_others(files: FileSystem, layer: Layer, header: Header, access: str) -
     """
 
     def opener(files: FileSystem, path: str, image_format: str | None, access: str) -> Layer:
-        return layer if path == layer.name else gate.open_layer(files, path, image_format, access)
+        return layer if path == layer.name else gate.open_readable(files, path, image_format, access)
 
     if header.data_file is not None:
         files.open(gate.data_file_path(layer.path, header.data_file), access).close()

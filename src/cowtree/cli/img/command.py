@@ -26,11 +26,14 @@ class Option(NamedTuple):
 
 
 class Given:
-    """The options and names of one call."""
+    """The options and names of one call. `secrets` are those that `--object` describes, by their names: they are read
+    once, for a pipe can be read only once.
+    """
 
     def __init__(self, program: str, options: list[tuple[str, str]], names: list[str]) -> None:
         self.program = program
         self.names = names
+        self.secrets: dict[str, bytes] = {}
         self._options = options
 
     def has(self, name: str) -> bool:
@@ -53,7 +56,7 @@ class Given:
 
 class Command(NamedTuple):
     """One subcommand. `names` is how help writes the names that follow the options; with `ends_plain` the last of
-    several words is a name, whatever it begins with.
+    several words is a name, whatever it begins with. `object_status` is how it exits when `--object` makes no sense.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Command(NamedTuple):
     names: str
     run: Callable[[Given], int]
     ends_plain: bool = False
+    object_status: int = 1
 
 
 HELP = Option(("-h", "--help"), "show this help and exit")
@@ -98,11 +102,26 @@ def split_words(
     try:
         given, names = split(list(words), short, long)
     except getopt.GetoptError as error:
-        spelled = f"--{error.opt}" if len(error.opt) > 1 else f"-{error.opt}"
-        missing = error.msg.endswith("requires argument")
-        what = "missing argument for" if missing else "unrecognized"
-        raise BadWords(reason=f"{what} option '{spelled}'") from error
+        is_missing = error.msg.endswith("requires argument")
+        what, word = ("missing argument for", words[-1]) if is_missing else ("unrecognized", _wrong_word(words, error))
+        raise BadWords(reason=f"{what} option '{word}'") from error
     return [(spellings[name].names[0], value) for name, value in given], names
+
+
+def _wrong_word(words: Sequence[str], error: getopt.GetoptError) -> str:
+    """The word that holds a wrong option, as it was typed."""
+    option, is_long, has_value = error.opt, error.msg.startswith("option --"), error.msg.endswith("have an argument")
+    for word in words:
+        typed, is_assigned, _ = word[2:].partition("=")
+        if not is_long and word[:1] == "-" != word[1:2] and option in word:
+            return word
+        if (
+            is_long
+            and word[:2] == "--"
+            and (is_assigned and option.startswith(typed) if has_value else typed == option)
+        ):
+            return word
+    return f"-{option}"
 
 
 def want_names(given: Given, count: int, complaint: str) -> list[str]:

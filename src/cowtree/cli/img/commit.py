@@ -16,10 +16,11 @@ from cowtree.cli.img.command import (
     Option,
     want_names,
 )
-from cowtree.cli.img.main import warn
+from cowtree.cli.img.main import warn_further
 from cowtree.cli.img.progress import RATE, Progress, limited
-from cowtree.cli.img.source import Source, check_cache_modes, files_of, source_of
+from cowtree.cli.img.source import check_cache_modes, files_of, source_of
 from cowtree.errors import ChainError, MarkedCorrupt, NotInChain, Refused
+from cowtree.operations.lineage import record_quietly
 from cowtree.operations.merge import Into, commit
 from cowtree.storage.contract import Access, FileSystem
 
@@ -41,19 +42,22 @@ def run(given: Given) -> int:
         raise MarkedCorrupt(path=source.path)
     with progress:
         progress.show(0)
-        base = find_base(files, source, layers, given.last("-b"))
+        base = find_base(files, name, layers, given.last("-b"))
         into = Into(base, empties_top=not (given.has("-d") or given.has("-b")))
         outcome = commit(files, *source, into=into, monitor=monitor)
+        if into.empties_top:
+            # The base has changed, but not what the top shows.
+            record_quietly(files, *source)
         progress.show(100)
     for path in outcome.invalid:
-        warn(given.program, f"{path} is of no use any more: what was above it has gone into {base}")
+        warn_further(given, f"{path} is of no use any more: what was above it has gone into {base}")
     if not given.has("-q"):
         print("Image committed.")
     return 0
 
 
-def find_base(files: FileSystem, source: Source, layers: tuple[Layer, ...], wanted: str | None) -> str:
-    """The path of the layer to commit into: the one below the top, or the one that `wanted` names.
+def find_base(files: FileSystem, name: str, layers: tuple[Layer, ...], wanted: str | None) -> str:
+    """The path of the layer to commit into: the one below the top, or the one that `wanted` names; `name` is the top's.
     A relative name is looked for beside the image that is backed, as the name in its header is.
     Raises: Refused, NotInChain.
     """
@@ -64,7 +68,7 @@ def find_base(files: FileSystem, source: Source, layers: tuple[Layer, ...], want
     for overlay, backing in pairwise(layers):
         if _is_called(files, overlay, backing, wanted):
             return backing.path
-    raise NotInChain(path=source.path, wanted=wanted)
+    raise NotInChain(path=name, wanted=wanted)
 
 
 def _is_called(files: FileSystem, overlay: Layer, backing: Layer, name: str) -> bool:

@@ -3,7 +3,6 @@
 Exit status: 0 they do, 1 they do not, 2 one of them cannot be opened, 3 its tables and 4 its data cannot be read.
 """
 
-import sys
 from contextlib import ExitStack
 
 from cowtree.chain.view import Chain, open_chain
@@ -20,7 +19,7 @@ from cowtree.cli.img.command import (
     Option,
     want_names,
 )
-from cowtree.cli.img.main import sentence
+from cowtree.cli.img.main import complain
 from cowtree.cli.img.progress import Progress
 from cowtree.cli.img.source import access_of, check_cache_modes, files_of, source_of
 from cowtree.errors import BrokenCluster, CowtreeError, StorageFailed
@@ -61,7 +60,7 @@ def _open(given: Given, stack: ExitStack, name: str, format_option: str) -> Chai
 
 
 def _fail(given: Given, error: CowtreeError, status: int) -> int:
-    print(f"{given.program}: {sentence(error)}", file=sys.stderr)
+    complain(given, error)
     return status
 
 
@@ -71,4 +70,5 @@ COMMAND = Command(
     (FORMAT, SECOND_FORMAT, STRICT, SOURCE_CACHE, PROGRESS, QUIET, SHARE, IMAGE_OPTS, OBJECT),
     "FILENAME1 FILENAME2",
     run,
+    object_status=CANNOT_OPEN,
 )

@@ -1,11 +1,12 @@
 """`cowtree img convert`: what one image shows, or several one behind the other, goes into an image of any format.
 
-The result shows what its sources show, whatever a backing file that `-B` names shows. Options that only steer how QEMU
-works (-C, -m, -W, -t, -T, --salvage, --target-is-zero) are checked and change nothing here.
+With `-B` only what the source's top layer itself holds is copied: its own backing file and that of the target should
+show the same. Options that only steer how QEMU works (-C, -m, -W, -t, -T) are checked and change nothing here.
 """
 
 import os
 import stat
+from functools import partial
 from typing import Final
 
 from cowtree.chain import gate
@@ -24,7 +25,7 @@ from cowtree.cli.img.command import (
     Given,
     Option,
 )
-from cowtree.cli.img.main import trouble, warn
+from cowtree.cli.img.main import trouble, warn, warn_further
 from cowtree.cli.img.numbers import parse_number
 from cowtree.cli.img.options import Settings, new_image, option_help
 from cowtree.cli.img.pairs import join_lists, parse_pairs, wants_help
@@ -32,9 +33,10 @@ from cowtree.cli.img.progress import RATE, Progress, limited
 from cowtree.cli.img.source import Source, access_of, check_cache_modes, files_of, from_options, local_path, source_of
 from cowtree.errors import CowtreeError, Refused, StorageFailed, WrongUse
 from cowtree.monitor import Monitor
-from cowtree.operations.convert import Manner, convert, convert_into
+from cowtree.operations.convert import Manner, check_sources, convert, convert_into
 from cowtree.operations.create import kept_mode
 from cowtree.operations.encryption import furnish
+from cowtree.operations.lineage import noted
 from cowtree.plan.create import OFF
 from cowtree.units import SECTOR_BYTES
 
@@ -44,7 +46,7 @@ COROUTINE_COUNT_MAX: Final = 16
 SNAPSHOT_KEYS: Final = ("snapshot.id", "snapshot.name")
 
 TARGET_FORMAT = Option(("-O",), "format of the target; raw when not given", "OUTPUT_FMT")
-BACKING = Option(("-B",), "the target's backing file; what it shows already is not written again", "BACKING_FILE")
+BACKING = Option(("-B",), "the target's backing file: what backs the source, or shows the same", "BACKING_FILE")
 BACKING_FORMAT = Option(("-F",), "format of the target's backing file", "BACKING_FMT")
 OPTIONS = Option(("-o",), "options of the target's format: name=value,...; `-o help` lists them", "OPTIONS")
 COMPRESS = Option(("-c",), "compress the target's clusters")
@@ -54,9 +56,7 @@ SPARSE = Option(("-S",), "leave holes for zeroes of this length; 0 writes all of
 OFFLOAD = Option(("-C",), "let the storage copy, where it can")
 COROUTINES = Option(("-m",), "how much is done side by side, 1 to 16", "NUM_COROUTINES")
 OUT_OF_ORDER = Option(("-W",), "allow writes out of order")
-SALVAGE = Option(
-    ("--salvage",), "accepted; what cannot be read still ends the command, for nobody may take it for zeroes"
-)
+SALVAGE = Option(("--salvage",), "take what cannot be read for zeroes, say so, and go on")
 TARGET_OPTS = Option(("--target-image-opts",), "the target's name is a list of options; needs -n")
 TARGET_IS_ZERO = Option(("--target-is-zero",), "the target holds zeroes only; needs -n")
 BITMAPS = Option(("--bitmaps",), "copy persistent bitmaps")
@@ -108,7 +108,16 @@ def manner_of(given: Given) -> Manner:
         copies_bitmaps=given.has("--bitmaps"),
         skips_broken_bitmaps=given.has("--skip-broken-bitmaps"),
         is_target_zero=given.has("--target-is-zero"),
+        top_only=given.has("-B"),
+        salvage=partial(_warn_loudly, given) if given.has("--salvage") else None,
+        warn=partial(warn_further, given),
     )
+
+
+def _warn_loudly(given: Given, text: str) -> None:
+    """Warn, unless `-q` says not to."""
+    if not given.has("-q"):
+        warn(given, text)
 
 
 def snapshots_named(text: str) -> tuple[tuple[str | None, str | None], ...]:
@@ -118,7 +127,8 @@ def snapshots_named(text: str) -> tuple[tuple[str | None, str | None], ...]:
     pairs = parse_pairs(text)
     for key in pairs:
         if key not in SNAPSHOT_KEYS:
-            raise WrongUse(reason=f"Invalid parameter '{key}'", hint="snapshot.id=ID or snapshot.name=NAME")
+            hint, parameter = "snapshot.id=ID or snapshot.name=NAME", f"Failed in parsing snapshot param '{text}'"
+            raise WrongUse(reason=f"Invalid parameter '{key}'", hint=hint, next_line=parameter)
     return ((pairs.get("snapshot.id"), pairs.get("snapshot.name")),)
 
 
@@ -164,7 +174,7 @@ def _warn_of_broken(given: Given, source: Source) -> None:
     try:
         for each in read_bitmaps(layer, layer.header)[1] if layer.header else ():
             if each.is_in_use:
-                warn(given.program, f"Skipping inconsistent bitmap '{each.name}'")
+                warn(given, f"Skipping inconsistent bitmap '{each.name}'")
     finally:
         layer.close()
 
@@ -183,6 +193,7 @@ def _convert_anew(given: Given, sources: list[Source], manner: Manner, monitor: 
     image_format, path = given.last("-O") or RAW, local_path(given.names[-1])
     settings = Settings(image_format, join_lists(given.all("-o")))
     settings.set_backing(given.last("-B"), given.last("-F"))
+    check_sources(sources, has_backing=settings.get("backing_file") is not None)
     if settings.get("backing_file") is not None and settings.get("backing_fmt") is None:
         hint = "the same with -F raw or -F qcow2"
         raise WrongUse(reason="Use of backing file requires explicit backing format", hint=hint)
@@ -192,7 +203,7 @@ def _convert_anew(given: Given, sources: list[Source], manner: Manner, monitor: 
     if manner.is_compressed:
         _refuse_compression(settings)
     try:
-        new = furnish(files_of(given), new_image(path, settings))
+        new = noted(files_of(given), furnish(files_of(given), new_image(path, settings)))
     except (WrongUse, Refused) as error:
         raise _not_made(given, error) from error
     try:

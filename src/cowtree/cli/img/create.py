@@ -1,16 +1,16 @@
 """`cowtree img create`: makes an empty image, or one that shows its backing file."""
 
-import sys
-
 from cowtree.chain import gate
+from cowtree.chain.gate import Layer
 from cowtree.cli.img.command import FORMAT, OBJECT, QUIET, BadWords, Command, Given, Option
-from cowtree.cli.img.main import sentence, trouble
+from cowtree.cli.img.main import QEMU_IMG, say, sentence, trouble
 from cowtree.cli.img.numbers import parse_number
 from cowtree.cli.img.options import Settings, new_image, option_help
 from cowtree.cli.img.pairs import join_lists, wants_help
 from cowtree.cli.img.source import files_of, local_path
-from cowtree.errors import ChainError, CowtreeError, ImageError, LoopInChain, MissingImage, WrongUse, with_advice
+from cowtree.errors import ChainError, CowtreeError, ImageError, LoopInChain, MissingImage, WrongUse
 from cowtree.operations.create import create, kept_mode
+from cowtree.operations.lineage import noted
 from cowtree.storage.contract import Access, FileSystem
 
 BACKING = Option(("-b",), "the image that shows through where the new one holds nothing", "BACKING_FILE")
@@ -34,17 +34,20 @@ def run(given: Given) -> int:
     try:
         _create(given, Settings(image_format, text), size_bytes)
     except CowtreeError as error:
-        print(f"{given.program}: {name}: {_complaint(name, error)}", file=sys.stderr)
+        lines = [f"{name}: {_complaint(given, name, error)}", *filter(None, [error.facts.get("consequence")])]
+        say(given, "\n".join(lines), error.advice)
         return 1
     return 0
 
 
-def _complaint(name: str, error: CowtreeError) -> str:
-    """Why the image could not be made; a file behind it is named when it is there but no good."""
+def _complaint(given: Given, name: str, error: CowtreeError) -> str:
+    """Why the image could not be made; a file behind it is named when it is there but no good, which qemu-img omits."""
+    if given.program == QEMU_IMG and "consequence" in error.facts and "overlay" not in error.facts:
+        return trouble(error)
     is_behind = isinstance(error, ImageError | ChainError) and error.facts["path"] != name
     if is_behind and ("overlay" in error.facts or not isinstance(error, MissingImage)):
         return sentence(error)
-    return with_advice(trouble(error), error.advice)
+    return trouble(error)
 
 
 def _create(given: Given, settings: Settings, size_bytes: int | None) -> None:
@@ -62,7 +65,8 @@ def _create(given: Given, settings: Settings, size_bytes: int | None) -> None:
         settings.set("size", str(size))
     if not given.has("-q"):
         print(f"Formatting '{name}', fmt={settings.format} {settings.describe()}", flush=True)
-    create(files, new_image(path, settings), kept_mode(path))
+    new = new_image(path, settings)
+    create(files, new if given.has("-u") else noted(files, new), kept_mode(path))
 
 
 def _set_backing(given: Given, settings: Settings) -> None:
@@ -88,7 +92,7 @@ def _backing_size(files: FileSystem, path: str, settings: Settings, *, is_opened
                 reason="Backing file specified without backing format", hint="the same with -F raw or -F qcow2"
             )
         return None
-    layers = gate.open_chain(files, gate.locate(path, backing), image_format, Access.SHARED)
+    layers = _open_backing(files, gate.locate(path, backing), image_format)
     gate.close_all(layers)
     if image_format is None:
         detected = f"Detected format of {layers[0].format}."
@@ -101,6 +105,20 @@ def _backing_size(files: FileSystem, path: str, settings: Settings, *, is_opened
         if own & _identities(files, [layer.path, layer.data_file.path]):
             raise LoopInChain(path=path, backing=backing, hint="another name for the new image")
     return layers[0].size_bytes
+
+
+def _open_backing(files: FileSystem, name: str, image_format: str | None) -> list[Layer]:
+    """Open the backing file and what is below it, encrypted or not: nobody reads guest data.
+    Raises: what `gate.walk` raises.
+    """
+    layers: list[Layer] = []
+    try:
+        layers.extend(gate.walk(files, name, image_format, Access.SHARED))
+    except CowtreeError as error:
+        gate.close_all(layers)
+        error.facts["consequence"] = "Could not open backing image."
+        raise
+    return layers
 
 
 def _data_paths(path: str, settings: Settings) -> list[str]:

@@ -10,13 +10,15 @@ import sys
 from cowtree import __version__
 from cowtree.chain.address import is_json
 from cowtree.chain.gate import FORMATS
-from cowtree.cli.img.command import HELP, BadWords, Command, Option, describe, parse, split_words
+from cowtree.cli.img.command import HELP, BadWords, Command, Given, Option, describe, parse, split_words
+from cowtree.cli.img.objects import objects_help, read_secrets
 from cowtree.cli.img.source import spelled
 from cowtree.errors import (
     ChainError,
     CowtreeError,
     ImageError,
     ImageLocked,
+    LoopInChain,
     MissingImage,
     NotInChain,
     PlacedError,
@@ -41,6 +43,8 @@ COMMANDS = (
     "resize",
     "snapshot",
 )
+# The name under which scripts call it.
+QEMU_IMG = "qemu-img"
 # The release of qemu-img whose words, output and exit status these are.
 QEMU_IMG_VERSION = "7.2.22"
 VERSION = Option(("-V", "--version"), "show the version and exit")
@@ -60,9 +64,7 @@ def run(words: list[str], program: str) -> int:
         return _dispatch(words, program)
     except BadWords as error:
         print(f"{program}: {error}\nTry '{program} --help' for more information", file=sys.stderr)
-    except CowtreeError as error:
-        print(f"{program}: {sentence(error)}", file=sys.stderr)
-    return 1
+        return 1
 
 
 def _dispatch(words: list[str], program: str) -> int:
@@ -85,13 +87,24 @@ def _dispatch(words: list[str], program: str) -> int:
     if given.has("-h"):
         print(describe(command, program))
         return 0
+    return _run(command, given)
+
+
+def _run(command: Command, given: Given) -> int:
+    """Run a subcommand, after its objects are made."""
+    objects, status = given.all("--object"), command.object_status
     try:
+        if help_text := objects_help(objects):
+            print(help_text)
+            return 0
+        given.secrets = read_secrets(objects)
+        status = 1
         return command.run(given)
-    except PlacedError as error:
-        name = error.facts.get("name", error.facts.get("path", ""))
-        if "name" in error.facts or is_json(name):
-            error.facts["name"] = spelled(given, name)
+    except BadWords:
         raise
+    except CowtreeError as error:
+        complain(given, error)
+    return status
 
 
 def overview(program: str) -> str:
@@ -111,17 +124,40 @@ def trouble(error: CowtreeError) -> str:
     return error.reason if isinstance(error, ImageError | ChainError) else error.message
 
 
+def complain(given: Given, error: CowtreeError) -> None:
+    """Say what went wrong, and what to do next."""
+    if isinstance(error, PlacedError):
+        name = error.facts.get("name", error.facts.get("path", ""))
+        if "name" in error.facts or is_json(name):
+            error.facts["name"] = spelled(given, name)
+    detail = "" if given.program == QEMU_IMG else error.facts.get("detail", "")
+    say(given, sentence(error) + detail, error.advice)
+    if next_line := error.facts.get("next_line"):
+        print(f"{given.program}: {next_line}", file=sys.stderr)
+
+
+def say(given: Given, text: str, advice: str) -> None:
+    """Print a message. Called in qemu-img's place it ends as qemu-img's does, for there scripts compare it."""
+    print(f"{given.program}: {text if given.program == QEMU_IMG else with_advice(text, advice)}", file=sys.stderr)
+
+
 def sentence(error: CowtreeError) -> str:
-    """What went wrong, in the form in which qemu-img puts it, and what to do next."""
+    """What went wrong, in the form in which qemu-img puts it."""
     text = trouble(error)
-    if isinstance(error, ImageError | ChainError | ImageLocked) and not isinstance(error, NotInChain):
+    if isinstance(error, ImageError | ChainError | ImageLocked) and not isinstance(error, NotInChain | LoopInChain):
         overlay = error.facts.get("overlay")
         if overlay is not None:
             text = f"Could not open backing file: {text}"
         text = f"Could not open '{overlay or error.facts.get('name', error.facts['path'])}': {text}"
-    return with_advice(text, error.advice)
+    return text
 
 
-def warn(program: str, text: str) -> None:
+def warn(given: Given, text: str) -> None:
     """Say something that does not stop the command."""
-    print(f"{program}: warning: {text}", file=sys.stderr)
+    print(f"{given.program}: warning: {text}", file=sys.stderr)
+
+
+def warn_further(given: Given, text: str) -> None:
+    """Warn of what qemu-img keeps silent about; in its place so do we."""
+    if given.program != QEMU_IMG:
+        warn(given, text)

@@ -12,7 +12,7 @@ from cowtree.cli.img.options import Settings, cluster_bits_of, refcount_order_of
 from cowtree.cli.img.pairs import join_lists
 from cowtree.cli.img.source import access_of, files_of, source_of
 from cowtree.errors import WrongUse
-from cowtree.operations.encryption import secret_of
+from cowtree.operations.encryption import secret_named
 from cowtree.operations.measure import used_bytes
 from cowtree.plan.create import FALLOC, FULL, OFF, PREALLOCATIONS
 from cowtree.plan.measure import Sizes, measure_bitmaps, measure_qcow2, measure_raw, refuse_too_large
@@ -101,7 +101,7 @@ def _encryption_bytes(files: FileSystem, settings: Settings) -> int:
     encryption = settings.encryption
     if encryption is None:
         return 0
-    secret_of(files, encryption)
+    secret_named(files, encryption.key_secret)
     return encryption.header_bytes
 
 

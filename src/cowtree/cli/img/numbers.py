@@ -14,8 +14,9 @@ def parse_number(name: str, text: str, *, low: int = 0, high: int = NUMBER_MAX) 
     try:
         number = parse_size(text)
     except ValueError as error:
-        suffixes = "k, M, G, T, P or E suffixes for kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes."
-        raise WrongUse(reason=f"Invalid {name} specified. You may use {suffixes}") from error
+        suffixes = "kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes."
+        reason = f"Invalid {name} specified. You may use k, M, G, T, P or E suffixes for"
+        raise WrongUse(reason=reason, next_line=suffixes) from error
     except OverflowError:
         number = NUMBER_MAX + 1
     if not low <= number <= high:
@@ -24,15 +25,17 @@ def parse_number(name: str, text: str, *, low: int = 0, high: int = NUMBER_MAX) 
 
 
 def parse_integer(text: str) -> int:
-    """Read an integer as C does: `0x` means hexadecimal, a leading zero octal.
+    """Read an integer as C does: `0x` means hexadecimal, a leading zero octal, and a number below 0 its complement.
     Raises: ValueError for anything else, OverflowError when it has more than 64 bits.
     """
-    if not text.isascii() or not text.isalnum():
+    digits = text.lstrip(" \t\n\v\f\r")
+    is_negative, digits = digits[:1] == "-", digits[digits[:1] in ("+", "-") :]
+    if not digits.isascii() or not digits.isalnum():
         raise ValueError(text)
-    number = int(text, 8 if text[0] == "0" and text.isdigit() else 0)
+    number = int(digits, 8 if digits[0] == "0" and digits.isdigit() else 0)
     if number > INTEGER_MAX:
         raise OverflowError(text)
-    return number
+    return -number & INTEGER_MAX if is_negative else number
 
 
 def parse_count(name: str, text: str, *, high: int) -> int:

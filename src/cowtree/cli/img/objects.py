@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from cowtree.cli.img.pairs import parse_pairs
+from cowtree.cli.img.pairs import parse_pairs, wants_help
 from cowtree.errors import WrongUse
 
 _SECRET_KEYS: Final = ("qom-type", "id", "data", "file", "format", "keyid", "iv")
@@ -13,7 +13,12 @@ _FORMATS: Final = ("raw", "base64")
 # What qemu-img makes too; none of them changes what a command does to an image.
 _WITHOUT_EFFECT: Final = (
     *("authz-list", "authz-list-file", "authz-simple", "main-loop", "throttle-group"),
-    *("tls-creds-anon", "tls-creds-psk", "tls-creds-x509", "tls-cipher-suites"),
+    *("thread-context", "tls-cipher-suites", "tls-creds-anon", "tls-creds-psk", "tls-creds-x509"),
+)
+# What qemu-img's list of objects has besides these, and the properties of the one that matters here.
+_LISTED: Final = ("pr-manager-helper", "secret", "secret_keyring")
+_SECRET_PROPERTIES: Final = (
+    *("data=<string>", "file=<string>", "format=<QCryptoSecretFormat>", "iv=<string>", "keyid=<string>"),
 )
 # What QEMU knows, but not its qemu-img.
 _ELSEWHERE: Final = (
@@ -23,6 +28,21 @@ _IDENTIFIER: Final = re.compile(r"[A-Za-z][A-Za-z0-9._-]*", re.ASCII)
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/=\n]*", re.ASCII)
 _ID: Final = "identifier"
 _KEY_BYTES, _BLOCK_BYTES = 32, 16
+
+
+def objects_help(texts: Iterable[str]) -> str | None:
+    """What the first object that asks for help is told; None when none asks."""
+    text = next(filter(wants_help, texts), None)
+    if text is None:
+        return None
+    kind = next(iter(_pairs(text).values()))
+    if kind == "secret":
+        return "\n".join(["secret options:", *(f"  {each}" for each in _SECRET_PROPERTIES)])
+    if kind in _WITHOUT_EFFECT:
+        return f"{kind} options:\n  none that changes what a command does"
+    return "\n".join(
+        ["List of user creatable objects:", *(f"  {each}" for each in sorted({*_WITHOUT_EFFECT, *_LISTED}))]
+    )
 
 
 def read_secrets(texts: Iterable[str]) -> dict[str, bytes]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple, TypeVar
 
 from cowtree.cli.img.encryption import read_encryption
-from cowtree.cli.img.numbers import parse_integer
+from cowtree.cli.img.numbers import INTEGER_MAX, NUMBER_MAX, parse_integer
 from cowtree.cli.img.pairs import parse_pairs, parse_switch
 from cowtree.errors import WrongUse
 from cowtree.luks.volume import AES, LUKS, Encryption
@@ -20,13 +20,12 @@ from cowtree.qcow2.geometry import (
     SUBCLUSTER_CLUSTER_BITS_MIN,
     round_up,
 )
-from cowtree.units import SECTOR_BYTES, parse_size
+from cowtree.units import SECTOR_BYTES, SIZE_WANTED, parse_size
 
 TEXT, SIZE, NUMBER, SWITCH = "str", "size", "num", "bool (on/off)"
 _HINT_SIZE_MAX: Final = (1 << 32) - 1
 # Help starts in this column, where the option leaves room for it.
 _HELP_COLUMN: Final = 24
-_SIZE_SUFFIXES: Final = "k, M, G, T, P and E stand for kibi-, mebi-, gibi-, tebi-, pebi- and exbibytes"
 
 
 class Known(NamedTuple):
@@ -161,8 +160,15 @@ class Settings:
 
     def describe(self) -> str:
         """All that is set, in the order and the form of QEMU."""
-        shown = [(name, self.get(name)) for name in self._known]
+        shown = [(name, self._shown(name)) for name in self._known]
         return " ".join(f"{name}={value.replace(',', ',,')}" for name, value in shown if value is not None)
+
+    def _shown(self, name: str) -> str | None:
+        """A value as QEMU prints it, which takes a number for one with a sign."""
+        value = self.get(name)
+        if value is None or self._known[name].kind != NUMBER or int(value) <= NUMBER_MAX:
+            return value
+        return str(int(value) - INTEGER_MAX - 1)
 
     @property
     def encryption(self) -> Encryption | None:
@@ -185,9 +191,8 @@ def _parse_number(known: Known, value: str) -> int:
         how = "out of range" if known.kind == SIZE else "too large"
         raise WrongUse(reason=f"Value '{value}' is {how} for parameter '{known.name}'") from error
     except ValueError as error:
-        what = "a non-negative number below 2^64" if known.kind == SIZE else "a number"
-        hint = f"64k or 1.5G; {_SIZE_SUFFIXES}" if known.kind == SIZE else ""
-        raise WrongUse(reason=f"Parameter '{known.name}' expects {what}", hint=hint) from error
+        wanted, hint = (SIZE_WANTED, "64k or 1.5G") if known.kind == SIZE else ("expects a number", "")
+        raise WrongUse(reason=f"Parameter '{known.name}' {wanted}", hint=hint) from error
 
 
 def new_image(path: str, settings: Settings) -> NewImage:

@@ -5,7 +5,7 @@ a byte is copied.
 """
 
 from cowtree.chain import gate
-from cowtree.chain.gate import FORMATS, RAW, Layer
+from cowtree.chain.gate import FORMATS, Layer
 from cowtree.cli.img.command import (
     CACHE,
     FORMAT,
@@ -21,10 +21,12 @@ from cowtree.cli.img.command import (
     Option,
     want_names,
 )
-from cowtree.cli.img.main import trouble, warn
+from cowtree.cli.img.main import trouble, warn_further
+from cowtree.cli.img.options import BACKING_FORMATS
 from cowtree.cli.img.progress import Progress
 from cowtree.cli.img.source import Source, check_cache_modes, files_of, source_of
-from cowtree.errors import ChainError, MissingImage, Refused, WrongUse
+from cowtree.errors import ChainError, Locked, MissingImage, Refused, WrongUse
+from cowtree.operations.lineage import record_quietly
 from cowtree.operations.merge import rebase, relink
 from cowtree.storage.contract import Access, FileSystem, Storage
 from cowtree.storage.file import LocalFiles
@@ -51,13 +53,18 @@ def run(given: Given) -> int:
     with Progress(given, step_percent=2.0) as progress:
         progress.show(0)
         check_cache_modes(given)
-        if backing_format not in (None, *FORMATS):
+        if backing_format not in (None, *(BACKING_FORMATS if given.has("-u") else FORMATS)):
             raise WrongUse(reason=f"Invalid format name: '{backing_format}'", hint="-F raw or -F qcow2")
         source, link = source_of(given, name), (wanted or "", backing_format)
         if given.has("-u"):
-            _change_link(given.program, source, link)
+            _change_link(given, source, link)
         else:
-            _move(SharingFiles(follows_addresses=True) if given.has("-U") else files_of(given), source, link, progress)
+            _move(
+                SharingFiles(given.secrets, follows_addresses=True) if given.has("-U") else files_of(given),
+                source,
+                link,
+                progress,
+            )
         progress.show(100)
     return 0
 
@@ -73,18 +80,25 @@ def _move(files: FileSystem, source: Source, link: tuple[str, str | None], progr
     except MissingImage as error:
         reason = f"Could not open new backing file '{link[0]}': {trouble(error)}"
         raise Refused(reason=reason, hint=error.advice) from error
-    rebase(files, *source, backing=backing, monitor=progress)
+    try:
+        rebase(files, *source, backing=backing, monitor=progress)
+    except Locked as error:
+        # The image itself was open before.
+        reason = f"Could not open new backing file '{link[0]}': {error.reason}"
+        raise Refused(reason=reason, hint=error.advice) from error
+    record_quietly(files, *source)
 
 
-def _change_link(program: str, source: Source, link: tuple[str, str | None]) -> None:
+def _change_link(given: Given, source: Source, link: tuple[str, str | None]) -> None:
     """Change the link only, and say when it leads nowhere."""
-    files = LocalFiles(follows_addresses=True)
-    layer = gate.open_layer(files, *source, Access.WRITE)
+    files = files_of(given)
+    layer = gate.open_readable(files, *source, Access.WRITE)
     layer.close()
     backing = complete_link(files, (layer,), link)
     relink(files, *source, backing=backing)
+    record_quietly(files, *source)
     if backing is not None:
-        _warn_of(program, files, layer.path, backing[0])
+        _warn_of(given, files, layer.path, backing[0])
 
 
 def complete_link(files: FileSystem, layers: tuple[Layer, ...], link: tuple[str, str | None]) -> tuple[str, str] | None:
@@ -93,9 +107,10 @@ def complete_link(files: FileSystem, layers: tuple[Layer, ...], link: tuple[str,
     """
     name, image_format = link
     failure = f"Could not change the backing file to '{name}'"
-    if layers[0].format == RAW:
-        reason = f"{failure}: Operation not supported: {layers[0].path} is raw, and a raw image has no backing file"
-        raise Refused(reason=reason)
+    kind = layers[0].format
+    if layers[0].header is None:
+        detail = f": {layers[0].path} is {kind}, and a {kind} image has no backing file"
+        raise Refused(reason=f"{failure}: Operation not supported", detail=detail)
     if not name:
         return None
     if image_format is None:
@@ -112,12 +127,12 @@ def known_format(files: FileSystem, layers: tuple[Layer, ...], name: str) -> str
     return backing.get(files.identity(path)) if backing else None
 
 
-def _warn_of(program: str, files: FileSystem, path: str, name: str) -> None:
+def _warn_of(given: Given, files: FileSystem, path: str, name: str) -> None:
     try:
         if files.identity(gate.resolve_name(path, name)) == files.identity(path):
-            warn(program, f"'{name}' is the image itself; it cannot be opened until it has another backing file")
+            warn_further(given, f"'{name}' is the image itself; it cannot be opened until it has another backing file")
     except ChainError as error:
-        warn(program, f"'{name}': {error.reason}; {path} cannot be opened until it is there")
+        warn_further(given, f"'{name}': {error.reason}; {path} cannot be opened until it is there")
 
 
 COMMAND = Command(

@@ -40,7 +40,7 @@ def run(given: Given) -> int:
 
 def _look_for_all(files: FileSystem, source: Source, access: str) -> None:
     """Look whether all that the image needs is there, and let it go. Raises: what `gate.walk` raises."""
-    for layer in gate.walk(files, *source, access):
+    for layer in gate.walk(files, *source, access, gate.open_readable):
         layer.close()
 
 
@@ -69,7 +69,8 @@ def change(files: FileSystem, source: Source, action: str, name: str) -> None:
             raise
         what = {"-c": "create", "-a": "apply", "-d": "delete"}[action]
         reason = f"Could not {what} snapshot '{name}': {complaint(action, error, code)}"
-        raise Refused(reason=reason, hint=error.advice) from error
+        detail = "" if error.reason in reason or code == errno.ENOENT else f": {error.reason}"
+        raise Refused(reason=reason, detail=detail, hint=error.advice) from error
 
 
 def code_of(error: CowtreeError) -> int | None:
@@ -80,21 +81,21 @@ def code_of(error: CowtreeError) -> int | None:
 
 
 def complaint(action: str, error: CowtreeError, code: int) -> str:
-    """What qemu-img says when the system's error `code` came of it, and why it came."""
-    said, why = os.strerror(code), "" if code == errno.ENOENT else f": {error.reason}"
+    """What qemu-img says when the system's error `code` came of it."""
+    said = os.strerror(code)
     if action == "-c":
-        return f"{-code} ({said}){why}"
+        return f"{-code} ({said})"
     if action == "-a":
         if code == errno.EBUSY:
             return error.reason
         is_raw = error.facts.get("format", gate.QCOW2) != gate.QCOW2
-        return "Block driver does not support snapshots" if is_raw else f"Failed to load snapshot: {said}{why}"
+        return "Block driver does not support snapshots" if is_raw else f"Failed to load snapshot: {said}"
     if code in (errno.ENOENT, errno.ENOTSUP):
         return "snapshot not found"
     failed = (
         "free the cluster and L1 table" if code in (errno.EINVAL, errno.EIO) else "remove snapshot from snapshot list"
     )
-    return f"Failed to {failed}: {said}{why}"
+    return f"Failed to {failed}: {said}"
 
 
 COMMAND = Command(

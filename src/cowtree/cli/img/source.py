@@ -2,12 +2,11 @@
 
 from typing import Final, NamedTuple
 
-from cowtree.chain.address import is_json, name_of, options_of, parse, plain_name
+from cowtree.chain.address import FILE, has_protocol, name_of, options_of, parse
 from cowtree.chain.relaxed import Value
 from cowtree.cli.img.command import Given
-from cowtree.cli.img.objects import read_secrets
 from cowtree.cli.img.pairs import parse_pairs
-from cowtree.errors import ChainError, WrongUse
+from cowtree.errors import WrongUse
 from cowtree.storage.contract import Access
 from cowtree.storage.file import LocalFiles
 
@@ -28,10 +27,11 @@ class Source(NamedTuple):
 
 def local_path(name: str) -> str:
     """The path of a new file that a name means: `file:` in front is left out.
-    Raises: ChainError when something else stands before a colon, for that would be a protocol.
+    Raises: WrongUse when something else stands before a colon, for that would be a protocol.
     """
-    if is_json(name):
-        raise ChainError(path=name, reason="Unknown protocol 'json'", hint=f"./{name} for a file of this name")
+    protocol = name.partition(":")[0]
+    if has_protocol(name) and protocol != FILE:
+        raise WrongUse(reason=f"Unknown protocol '{protocol}'", hint=f"./{name} for a file of this name")
     return str(options_of(name)["file.filename"])
 
 
@@ -51,22 +51,23 @@ def from_options(text: str) -> Source:
     """The image that a list of options describes."""
     options = dict[str, Value](parse_pairs(text, implied="file"))
     driver, path = options.get("driver"), options.get("file.filename")
-    if isinstance(path, str) and path and options.keys() <= {"driver", "file.filename"}:
-        return Source(plain_name(path), None if driver is None else str(driver))
+    if isinstance(path, str) and path and not has_protocol(path) and options.keys() <= {"driver", "file.filename"}:
+        return Source(path, None if driver is None else str(driver))
     return Source(name_of(options), None)
 
 
 def spelled(given: Given, name: str) -> str:
     """How the words of the call spell a name that was made of them."""
-    if given.has("--image-opts"):
-        texts = {from_options(text).name: text for text in given.names}
+    if given.has("--image-opts") or given.has("--target-image-opts"):
+        # Among the words of `dd` it is the one that is read.
+        texts = {from_options(text).name: text for text in (each.removeprefix("if=") for each in given.names)}
         return texts.get(name, name)
     return name
 
 
 def files_of(given: Given) -> LocalFiles:
     """The files of this machine. What images say of others is followed as far as QEMU does."""
-    return LocalFiles(read_secrets(given.all("--object")), follows_addresses=True)
+    return LocalFiles(given.secrets, follows_addresses=True)
 
 
 def access_of(given: Given) -> str:

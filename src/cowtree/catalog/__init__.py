@@ -1,0 +1,1 @@
+"""What cowtree remembers beside the images: one SQLite file."""

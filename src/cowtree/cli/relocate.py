@@ -1,0 +1,83 @@
+"""`cowtree relocate`: whole families of images go into another folder, and their links with them."""
+
+import argparse
+import json
+from typing import TYPE_CHECKING
+
+from cowtree.cli.progress import Bar
+from cowtree.cli.tree import printable
+
+if TYPE_CHECKING:
+    from cowtree.operations.relocate import Member, Relocation
+
+STAYS, LINKED, COPIED, MOVED = "stays", "moved", "copied", "moved before"
+
+
+def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Declare the verb."""
+    parser = verbs.add_parser(
+        "relocate",
+        help="move whole families of images to another folder, and their links with them",
+        description="Moves the whole family of each image, with what backs it, what hangs on any of it and external "
+        "data files, and rewrites the links between them. Each image is whole at its old place until it is whole at "
+        "the new one. On another file system the files are copied and compared before the old ones go.",
+        epilog="After a stop the same command completes the move. Nothing moves while somebody has one of the files "
+        "open, while one of them has another name, or while an image elsewhere reads one of them.",
+    )
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help="an image of a family, or a folder: all families with an image in it"
+    )
+    parser.add_argument("--to", required=True, metavar="FOLDER", help="where to; made when it is not there")
+    parser.add_argument(
+        "--flat", action="store_true", help="all files side by side; else as they lie below their common folder"
+    )
+    parser.add_argument("--absolute", action="store_true", help="name bases by their full paths; else relative ones")
+    parser.add_argument(
+        "--pool",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="another folder in which images may lie that read one of these; may be given several times",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would move where, and change nothing")
+    parser.add_argument("--output", choices=("human", "json"), default="human", help="human (the default) or json")
+    parser.add_argument("-p", "--progress", action="store_true", help="show a bar when standard error is a terminal")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print what goes where, and move it."""
+    from cowtree.operations.relocate import Wanted, plan, relocate  # noqa: PLC0415  numpy is not needed to print help
+    from cowtree.storage.file import LocalFiles  # noqa: PLC0415
+
+    files = LocalFiles()
+    wanted = Wanted(arguments.paths, arguments.to, arguments.pool, arguments.flat, arguments.absolute)
+    found = plan(files, wanted)
+    rows = _rows(found)
+    if arguments.output == "human":
+        for member, how in rows:
+            print(printable(f"{member.old} -> {member.new} ({how})"), flush=True)
+    with Bar("relocate", is_wanted=arguments.progress) as monitor:
+        relocate(files, found, monitor, is_dry=arguments.dry_run)
+    if arguments.output == "json":
+        said = [{"from": member.old, "to": member.new, "how": how} for member, how in rows]
+        print(json.dumps({"files": said, "done": not arguments.dry_run}, indent=4))
+    return 0
+
+
+def _rows(found: "Relocation") -> list[tuple["Member", str]]:
+    """The members, and how each gets to its place."""
+    import os  # noqa: PLC0415
+
+    from cowtree.operations.relocate import copied  # noqa: PLC0415
+
+    far = copied(found.target, found.members)
+
+    def how(member: "Member") -> str:
+        if member.old == member.new:
+            return STAYS
+        if not os.path.lexists(member.old):
+            return MOVED
+        return COPIED if member in far else LINKED
+
+    return [(member, how(member)) for member in found.members]

@@ -1,0 +1,146 @@
+"""Folding an open chain: one layer takes over what the others of its group hold, window by window.
+
+Everything is looked at before the first byte is written. After a stop the same call on the reloaded chain completes the
+work; with a mark it goes on from there.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
+
+from cowtree import extents as ex
+from cowtree.chain.view import ALIGNMENT_BYTES, Chain, layer_extents, resolve, windows
+from cowtree.execute.writer import LayerWriter
+from cowtree.operations.check import trusted
+from cowtree.operations.resize import resize
+from cowtree.operations.tally import Tally
+from cowtree.plan.fold import Views, fold_wish
+from cowtree.plan.put import Bill, Wish
+from cowtree.plan.resize import refuse
+from cowtree.qcow2.geometry import round_up
+
+Span = tuple[int, int]
+Link = tuple[str, str]
+
+# So much is moved at most before it is made durable and noted down.
+MARK_BYTES: Final = 256 << 20
+
+
+class Fold(NamedTuple):
+    """Layer `target` of a chain takes over what the layers [0, last] hold. `seen_bytes` is how far somebody looks at
+    the result, `size_bytes` how large its disk is in the end, `link` its backing file then.
+    """
+
+    target: int
+    last: int
+    seen_bytes: int
+    size_bytes: int
+    link: Link | None = None
+
+    @property
+    def links(self) -> bool:
+        """Whether the target will lie on another layer than now."""
+        return self.target < self.last
+
+    def grown(self, chain: Chain) -> Chain:
+        """The chain when the target is as large as it ever is."""
+        layer = chain.layers[self.target]
+        return chain.with_layer(self.target, layer._replace(size_bytes=max(layer.size_bytes, self.size_bytes)))
+
+    def spans(self, chain: Chain, begin: int = 0) -> Iterator[Span]:
+        """The windows from a mark on."""
+        # To the end of the last cluster: what the target holds there must come along when the cluster moves.
+        stop = round_up(self.seen_bytes, ALIGNMENT_BYTES) if self.target else self.seen_bytes
+        for first, last in windows(self.grown(chain), stop):
+            if last > begin:
+                yield max(first, begin), last
+
+    def wish(self, chain: Chain, span: Span) -> Wish:
+        """What one window puts into the target."""
+        (start, stop), index, count = span, self.target, len(chain.layers)
+        target = chain.layers[index]
+        end_bytes = min(target.size_bytes, chain.size_bytes)
+        past_end = ex.single(max(start, end_bytes), min(stop, self.seen_bytes), ex.ZERO) if index else ex.empty()
+        rest, kept = chain.below(self.last + 1), self.grown(chain)
+        after = Chain((kept.layers[index], *rest.layers), (kept.images[index], *rest.images))
+        views = Views(
+            above=resolve(chain, start, min(stop, chain.size_bytes), last=index),
+            own=layer_extents(chain, index, start, stop),
+            below=resolve(chain, start, stop, first=index + 1, last=self.last + 1) if self.links else ex.empty(),
+            shown=resolve(chain, start, stop, first=index),
+            after=resolve(after, start, stop),
+        )
+        below_span = (start, max(min(stop, target.size_bytes), start))
+        return fold_wish(views, below_span, past_end, has_backing=self.last + 1 < count)
+
+
+def price(chain: Chain, fold: Fold, begin: int = 0) -> Bill:
+    """What a fold will cost; the chain needs to be open for reading only."""
+    writer, total = LayerWriter(chain, fold.target), Bill()
+    for span in fold.spans(chain, begin):
+        total = total.plus(writer.price(fold.wish(chain, span), *span))
+    return total
+
+
+def survey(chain: Chain, fold: Fold, begin: int = 0) -> Bill:
+    """The same, and everything is refused that cannot be done. Raises: Refused, BrokenTable."""
+    writer, total = LayerWriter(chain, fold.target), Bill()
+    _survey_ends(writer, fold)
+    for span in fold.spans(chain, begin):
+        total = total.plus(writer.survey(fold.wish(chain, span), *span))
+    return total
+
+
+def _survey_ends(writer: LayerWriter, fold: Fold) -> None:
+    own_bytes = writer.chain.layers[fold.target].size_bytes
+    if fold.size_bytes > own_bytes:
+        writer.survey_growth(fold.size_bytes)
+    elif fold.size_bytes < own_bytes and writer.image is not None:
+        refuse(writer.image, fold.size_bytes)
+    if fold.links:
+        writer.survey_link(fold.link)
+
+
+def run(chain: Chain, fold: Fold, tally: Tally, begin: int = 0, mark: Callable[[int], None] = lambda _: None) -> Chain:
+    """Carry a fold out. `mark` is told up to which guest offset all is durable, for the first time before anything
+    changes; `begin` is what it was told last.
+    Raises: Refused and BrokenTable before anything changes, StorageFailed. Returns: the chain as it is then.
+    """
+    own_bytes = chain.layers[fold.target].size_bytes
+    writer = LayerWriter(trusted(chain, fold.target), fold.target, tally)
+    _survey_ends(writer, fold)
+    spans = list(fold.spans(writer.chain, begin))
+    bills = [writer.survey(fold.wish(writer.chain, span), *span) for span in spans]
+    tally.expect(sum(bill.moved_bytes for bill in bills))
+    mark(begin)
+    if fold.size_bytes > own_bytes:
+        writer.prepare_growth(fold.size_bytes)
+    unmarked_bytes = 0
+    for span, bill in zip(spans, bills, strict=True):
+        for part in _parts(span, bill.moved_bytes):
+            before = tally.moved_bytes
+            writer.put(fold.wish(writer.chain, part), *part)
+            unmarked_bytes += tally.moved_bytes - before
+            if unmarked_bytes >= MARK_BYTES:
+                writer.flush()
+                mark(part[1])
+                unmarked_bytes = 0
+    if fold.size_bytes > own_bytes:
+        writer.grow(fold.size_bytes)
+    if fold.links:
+        writer.relink(fold.link)
+    else:
+        writer.finish()
+    if fold.size_bytes < own_bytes:
+        resize(writer.chain.below(fold.target), fold.size_bytes)
+    return writer.chain
+
+
+def _parts(span: Span, moved_bytes: int) -> Iterator[Span]:
+    """Cut a window where much is moved into parts of about `MARK_BYTES`."""
+    start, stop = span
+    step = round_up(-(-(stop - start) // max(1, -(-moved_bytes // MARK_BYTES))), ALIGNMENT_BYTES)
+    first = start
+    while first < stop:
+        last = min((first + step) // ALIGNMENT_BYTES * ALIGNMENT_BYTES, stop)
+        yield first, last
+        first = last

@@ -1,0 +1,88 @@
+"""`cowtree relocate` on the command line."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from cowtree.cli.main import main
+from cowtree.errors import ImageLocked, MissingImage, Refused, WrongUse
+from cowtree.storage.contract import Access
+from cowtree.storage.file import LocalFiles
+from tests.qemu import assert_clean, content, qemu_img, qemu_io
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A base and an overlay in a folder of their own."""
+    (tmp_path / "old").mkdir()
+    monkeypatch.chdir(tmp_path / "old")
+    qemu_img("create", "-q", "-f", "qcow2", "base.qcow2", "1M")
+    qemu_io(Path("base.qcow2"), "write -P 1 0 64k")
+    qemu_img("create", "-q", "-f", "qcow2", "-b", tmp_path / "old/base.qcow2", "-F", "qcow2", "top.qcow2")
+    return tmp_path
+
+
+def relocate(*words: str) -> int:
+    return main(["cowtree", "relocate", *words])
+
+
+def test_it_says_what_goes_where(folder: Path, capsys: pytest.CaptureFixture[str]):
+    view = content(Path("top.qcow2"))
+    assert relocate("top.qcow2", "--to", "../new") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{folder}/old/{name} -> {folder}/new/{name} (moved)" for name in ("base.qcow2", "top.qcow2")
+    ]
+    assert sorted(os.listdir(folder / "new")) == ["base.qcow2", "top.qcow2"]
+    assert os.listdir(folder / "old") == []
+    assert content(folder / "new/top.qcow2") == view
+    assert_clean(folder / "new/top.qcow2")
+
+
+def test_a_dry_run_and_json_say_the_same(folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert relocate("--dry-run", "--output=json", "top.qcow2", "--to", "../new") == 0
+    dry = json.loads(capsys.readouterr().out)
+    assert os.listdir(folder) == ["old"]
+    assert relocate("--output=json", "top.qcow2", "--to", "../new") == 0
+    done = json.loads(capsys.readouterr().out)
+    assert dry["files"] == done["files"]
+    assert (dry["done"], done["done"]) == (False, True)
+    assert done["files"][1]["to"] == str(folder / "new/top.qcow2")
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ([], WrongUse.exit_status),
+        (["top.qcow2"], WrongUse.exit_status),
+        (["--to", "../new"], WrongUse.exit_status),
+        (["nowhere", "--to", "../new"], MissingImage.exit_status),
+        (["top.qcow2", "--to", "base.qcow2"], Refused.exit_status),
+        (["top.qcow2", "--to", "../new", "--pool", "nowhere"], MissingImage.exit_status),
+        (["../empty", "--to", "../new"], Refused.exit_status),
+    ],
+)
+def test_bad_words_end_with_a_sentence(folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], status: int):
+    os.mkdir(folder / "empty")
+    assert relocate(*words) == status
+    assert capsys.readouterr().err.startswith("cowtree: ")
+    assert sorted(os.listdir(folder / "old")) == ["base.qcow2", "top.qcow2"]
+    assert not (folder / "new").exists()
+
+
+def test_an_image_in_use_is_named(folder: Path, capsys: pytest.CaptureFixture[str]):
+    file = LocalFiles().open("base.qcow2", Access.READ)
+    assert relocate("top.qcow2", "--to", "../new") == ImageLocked.exit_status
+    file.close()
+    assert "base.qcow2" in capsys.readouterr().err
+    assert not (folder / "new").exists()
+
+
+@pytest.mark.parametrize("name", [" ", "a:b", "new\nline", os.fsdecode(b"\xff\xfe"), "-o"])
+def test_odd_names_are_escaped_and_work(folder: Path, capsys: pytest.CaptureFixture[str], name: str):
+    view = content(Path("top.qcow2"))
+    os.rename("top.qcow2", f"./{name}")
+    assert relocate("base.qcow2", "--to", f"../{name}") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert content(folder / name / name) == view
