@@ -2,13 +2,31 @@
 
 import argparse
 import sys
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn, Protocol
 
 from cowtree import __version__
-from cowtree.cli import digest, tree
+from cowtree.cli import digest, merge, pool, recover, relocate, tree, trim, verify
 from cowtree.errors import WrongUse
 
-VERBS: Final = {"tree": tree, "digest": digest}
+
+class Verb(Protocol):
+    """What every verb can do, be it a module or an object."""
+
+    def add_parser(self, verbs: "argparse._SubParsersAction[Any]") -> None:
+        """Declare the verb."""
+
+
+VERBS: Final[dict[str, Verb]] = {
+    "tree": tree,
+    "digest": digest,
+    **{name: merge.Verb(name) for name in merge.HELP},
+    "plan": merge.Planning(),
+    "recover": recover,
+    "trim": trim,
+    "relocate": relocate,
+    "pool": pool,
+    "verify": verify,
+}
 IMG: Final = "img"
 
 

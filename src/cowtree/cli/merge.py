@@ -1,0 +1,253 @@
+"""`cowtree commit`, `pull`, `flatten`, `delete`, `shorten`, and `plan`, which says what they would do.
+
+What is printed is what is run: the plan is made once, shown, and then carried out as it is.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from cowtree.cli import pool, tree
+from cowtree.cli.progress import Bar
+from cowtree.cli.stop import stopping
+from cowtree.cli.tree import printable
+from cowtree.errors import WrongUse
+from cowtree.units import format_size
+
+if TYPE_CHECKING:
+    from cowtree.operations.wish import Planned, Wish
+    from cowtree.plan.family import Family, Merge
+
+HELP: Final = {
+    "commit": (
+        "merge an image, and what lies between, into a base",
+        "Lets a base show what TOP shows. TOP and the images between are not needed any more; whatever lies on TOP "
+        "lies on the base then. Without --base it is TOP's own.",
+    ),
+    "pull": (
+        "merge what lies below an image into it",
+        "Lets LAYER hold itself what the images between it and a base hold; then it lies on that base. Without --base "
+        "it takes over everything, and stands alone.",
+    ),
+    "flatten": ("make an image stand alone", "Lets LEAF hold itself all that backs it."),
+    "delete": (
+        "do without an image on which others lie",
+        "Merges IMAGE into those that lie on it, or into its base, whichever is cheapest. No leaf changes.",
+    ),
+    "shorten": (
+        "let an image have fewer layers",
+        "Merges layers of the chain of LEAF until it has at most so many, by the cheapest merges that do it.",
+    ),
+}
+IMAGES: Final = {"commit": "TOP", "pull": "LAYER", "flatten": "LEAF", "delete": "IMAGE", "shorten": "LEAF"}
+EPILOG: Final = (
+    "All images that read a file which changes must be part of the merge; else it is refused, and they are named. They "
+    "are looked for in the folders of all images of the family, and in all pools. Of the ways that are left the "
+    "cheapest is taken: down, up, or one file in the place of another. After a stop 'cowtree recover' goes on."
+)
+ACTS: Final = {
+    (False, True): "commit {names} into {target}",
+    (True, False): "pull {names} into {target}",
+    (False, False): "merge {names} into {target}",
+    (True, True): "keep {target}",
+}
+
+
+class Verb:
+    """One of the verbs; `is_dry` for `plan`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def add_parser(self, verbs: "argparse._SubParsersAction[argparse.ArgumentParser]", *, is_dry: bool = False) -> None:
+        """Declare the verb."""
+        text, description = HELP[self.name]
+        parser = verbs.add_parser(self.name, help=text, description=description, epilog=EPILOG)
+        parser.add_argument("image", metavar=IMAGES[self.name], help="the image")
+        if self.name in ("commit", "pull"):
+            parser.add_argument("--base", metavar="IMAGE", help="the base, further down")
+        if self.name == "shorten":
+            parser.add_argument("--max-depth", type=_count, required=True, metavar="N", help="at most so many layers")
+        _add_terms(parser)
+        if not is_dry:
+            _add_manner(parser)
+        parser.add_argument("--output", choices=("human", "json"), default="human", help="human (the default) or json")
+        pool.add_catalog_option(parser)
+        parser.set_defaults(run=run, act=self.name, is_planning=is_dry)
+
+
+def _add_terms(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--with-dependants",
+        action="store_true",
+        help="first pull into each image outside the merge that reads what changes, as part of the same plan",
+    )
+    parser.add_argument(
+        "--force",
+        action="append",
+        default=[],
+        metavar="IMAGE",
+        help="give up an image that would see something else; every one of them must be named",
+    )
+
+
+def _add_manner(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, and change nothing")
+    ending = parser.add_mutually_exclusive_group()
+    ending.add_argument("--keep", action="store_true", help="leave images that are not needed any more where they are")
+    ending.add_argument(
+        "--delete", action="store_true", help="remove them; without either they are renamed to NAME.invalid-TIME"
+    )
+    parser.add_argument("-p", "--progress", action="store_true", help="show a bar when standard error is a terminal")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 1 << 31:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number of layers")
+    return int(text)
+
+
+class Planning:
+    """`plan`."""
+
+    def add_parser(self, verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+        """Declare the verb."""
+        parser = verbs.add_parser(
+            "plan",
+            help="print what a merge would do, and what it would cost",
+            description="Takes the words of a merge and prints what it would do: nothing is changed. The exit status "
+            "is that which the merge would have.",
+        )
+        acts = parser.add_subparsers(title="merges", dest="planned", metavar="VERB", required=True)
+        for name in HELP:
+            Verb(name).add_parser(acts, is_dry=True)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Plan, show the plan, and carry it out."""
+    from cowtree.operations.wish import grant, make_plan  # noqa: PLC0415  help does without
+    from cowtree.storage.file import LocalFiles  # noqa: PLC0415
+
+    files = LocalFiles()
+    planned = make_plan(files, _wish(arguments))
+    is_dry = arguments.is_planning or arguments.dry_run
+    if arguments.output == "human":
+        for line in sentences(planned):
+            print(printable(line), flush=True)
+    moved_bytes = None
+    if not is_dry:
+        with stopping(), Bar(arguments.act, is_wanted=arguments.progress) as monitor:
+            moved_bytes = grant(files, planned, words_of(arguments), monitor)
+    if arguments.output == "json":
+        print(json.dumps({**describe(planned), "moved": moved_bytes}, indent=4))
+    elif not is_dry:
+        print(f"moved {moved_bytes} bytes ({format_size(moved_bytes or 0)})")
+    return 0
+
+
+def _wish(arguments: argparse.Namespace) -> "Wish":
+    from cowtree.operations import order  # noqa: PLC0415
+    from cowtree.operations.wish import Wish  # noqa: PLC0415
+
+    pools, gone = pool.find_pools(arguments.catalog)
+    for error in gone:
+        tree.complain(str(error))
+    if arguments.force and arguments.with_dependants:
+        raise WrongUse(reason="--with-dependants saves those whom --force would give up", hint="one of the two")
+    ending = order.RENAME
+    if not arguments.is_planning:
+        ending = order.KEEP if arguments.keep else order.DELETE if arguments.delete else order.RENAME
+    return Wish(
+        arguments.act,
+        arguments.image,
+        getattr(arguments, "base", None),
+        getattr(arguments, "max_depth", 0),
+        tuple(arguments.force),
+        arguments.with_dependants,
+        tuple(pools),
+        ending,
+    )
+
+
+def words_of(arguments: argparse.Namespace) -> list[str]:
+    """The words that mean the same merge."""
+    words = [arguments.act, arguments.image]
+    if getattr(arguments, "base", None):
+        words += ["--base", arguments.base]
+    return words
+
+
+def sentences(planned: "Planned") -> Iterator[str]:
+    """The plan for people: a table, and what becomes of whom."""
+    family, plan = planned.family, planned.plan
+    if not plan.acts:
+        yield "nothing needs to be done"
+        return
+    rows: list[tuple[str, ...]] = [("", "reads", "writes", "new space", "tables")]
+    now = family
+    for act, cost in zip(plan.acts, plan.costs, strict=True):
+        sizes = [cost.read_bytes, cost.moved_bytes, cost.new_bytes]
+        rows.append((title(now, act), *map(format_size, sizes), str(cost.table_count)))
+        now = now.after(act)
+    yield from _table(rows)
+    yield from _consequences(planned)
+    moved_bytes = plan.cost.moved_bytes
+    yield f"moves {moved_bytes} bytes ({format_size(moved_bytes)}). Looked in {tree.looked(planned.forest)}."
+
+
+def _table(rows: list[tuple[str, ...]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        yield "  ".join(cells).rstrip()
+
+
+def title(family: "Family", act: "Merge") -> str:
+    """What an act does, in one line."""
+    others = [family.path(each) for each in act.group if each != act.target]
+    text = ACTS[act.target == act.top, act.target == act.group[-1]]
+    text = text.format(names=" and ".join(others), target=family.path(act.target))
+    return text if act.name == act.target else f"{text}, which then takes the place of {family.path(act.name)}"
+
+
+def _consequences(planned: "Planned") -> Iterator[str]:
+    gone, relinked, now = [], [], planned.family
+    for act in planned.plan.acts:
+        gone += [now.path(each) for each in now.left_over(act)]
+        if act.name != act.target:
+            gone.append(now.path(act.name) + " (its old file)")
+        relinked += [now.path(each) for each in now.overlays(act.top) if act.name != act.top]
+        now = now.after(act)
+    if relinked:
+        yield f"linked anew: {', '.join(relinked)}"
+    if gone:
+        yield f"not needed any more: {', '.join(gone)}"
+
+
+def describe(planned: "Planned") -> dict[str, object]:
+    """The plan in the words of JSON."""
+    family, plan = planned.family, planned.plan
+    acts, now = [], family
+    for act, cost in zip(plan.acts, plan.costs, strict=True):
+        acts.append(
+            {
+                "group": list(now.paths(act.group)),
+                "into": now.path(act.target),
+                "name": now.path(act.name),
+                "relinked": [now.path(each) for each in now.overlays(act.top) if act.name != act.top],
+                "not-needed": list(now.paths(now.left_over(act))),
+                "read": cost.read_bytes,
+                "moved": cost.moved_bytes,
+                "cloned": cost.cloned_bytes,
+                "new-space": cost.new_bytes,
+                "tables": cost.table_count,
+            }
+        )
+        now = now.after(act)
+    return {
+        "verb": planned.wish.verb,
+        "acts": acts,
+        "to-move": plan.cost.moved_bytes,
+        **tree.describe_reach(planned.forest),
+    }

@@ -1,0 +1,271 @@
+"""Carrying a merge of images out: data, names, links, and what becomes of the images that nobody needs any more.
+
+    MOVE   the target takes over what the others of its group hold: `fold`; then it lies on what the bottom lies on
+    NAME   the image whose name the target shall bear is set aside, and the target gets that name as well
+    LINK   the overlays of the top are linked to the target
+    LEAVE  what nobody needs any more is set aside or removed, and so is the target's old name
+
+Each phase may be stopped anywhere and done again, and each that is done is written down (`order.py`). Whoever looks
+through an overlay of the top, or at the top itself, sees the same at every moment: what is set aside keeps its name
+until another file has it, and the target keeps its old name until nobody links to that.
+"""
+
+import os
+from contextlib import ExitStack
+from typing import NamedTuple
+
+from cowtree.chain import gate
+from cowtree.chain.load import load_image
+from cowtree.chain.view import Chain, open_chain
+from cowtree.errors import MissingImage, Refused
+from cowtree.execute.writer import LayerWriter
+from cowtree.operations import fold
+from cowtree.operations.check import trusted
+from cowtree.operations.fold import Fold, Link
+from cowtree.operations.order import DELETE, KEEP, LEAVE, LINK, MOVE, NAME, Order, Progress, forget, load, save
+from cowtree.operations.tally import Tally
+from cowtree.plan.family import Merge
+from cowtree.storage.contract import Access, FileSystem
+
+SECOND_NAME = ".cowtree-named"
+
+
+class Overlay(NamedTuple):
+    """An overlay of the top, open for writing, and what it shall link to."""
+
+    chain: Chain
+    link: Link
+
+
+class Act:
+    """One merge of an order, on the family as the acts before it have left it. Files stay locked from `open` on."""
+
+    def __init__(self, files: FileSystem, order: Order, number: int) -> None:
+        self.files = files
+        self.order = order
+        self.number = number
+        self.family = order.family
+        for each in order.acts[:number]:
+            self.family = self.family.after(each)
+        self.act: Merge = order.acts[number]
+        self.target_path = self.family.path(self.act.target)
+        self.name_path = self.family.path(self.act.name)
+
+    def open(self, stack: ExitStack, *, access: str = Access.WRITE) -> tuple[Chain, Fold]:
+        """Open the chain of the group's top, its target for writing, and check that it is what was planned.
+        Raises: Refused when it is not, and what opening raises.
+        """
+        act, family, files = self.act, self.family, self.files
+        chain = open_chain(files, family.path(act.top), family.members[act.top].format, access)
+        stack.callback(chain.close)
+        self._compare(chain)
+        depth = act.depth
+        if depth and access == Access.WRITE:
+            old = chain.layers[depth]
+            old.close()
+            layer = gate.open_layer(files, old.name, old.format, Access.WRITE)
+            stack.callback(layer.close)
+            chain = chain.with_layer(depth, layer).with_image(depth, load_image(layer))
+        sizes = [family.members[each].size_bytes for each in family.overlays(act.top)]
+        target_bytes = chain.layers[depth].size_bytes
+        seen_bytes = (
+            max([chain.size_bytes, *(min(size, target_bytes) for size in sizes)]) if depth else chain.size_bytes
+        )
+        size_bytes = max(chain.size_bytes, target_bytes) if sizes else chain.size_bytes
+        return chain, Fold(depth, len(act.group) - 1, seen_bytes, size_bytes, self._link_below(chain))
+
+    def _compare(self, chain: Chain) -> None:
+        """Refuse a chain that somebody has changed since it was looked at."""
+        expected = self.family.paths(self.family.line(self.act.top))
+        found = [layer.path for layer in chain.layers]
+        same = len(expected) == len(found) and all(
+            gate.is_same(self.files, mine, its) for mine, its in zip(expected, found, strict=True)
+        )
+        if not same:
+            reason = f"{chain.top.path} does not lie on what it was planned with: {' <- '.join(reversed(expected))}"
+            raise Refused(reason=reason, hint="the same command again, which looks anew")
+
+    def _link_below(self, chain: Chain) -> Link | None:
+        """How the target finds what the bottom lies on, from where it is and from where it will be."""
+        bottom = len(self.act.group) - 1
+        if bottom + 1 == len(chain.layers):
+            return None
+        base, above = chain.layers[bottom + 1], chain.layers[bottom].header
+        name = above.backing_file if above and above.backing_file else "/"
+        stays = os.path.dirname(self.target_path) == os.path.dirname(self.name_path)
+        is_relative = stays and not name.startswith(("/", "file:"))
+        return gate.name_for(self.files, self.target_path, base.path, is_relative=is_relative), base.format
+
+    def open_overlays(self, stack: ExitStack) -> list[Overlay]:
+        """Open those that must be linked to the target. Raises: Refused when one has no room for the name."""
+        found = []
+        target = self.family.members[self.act.target]
+        for index in self.family.overlays(self.act.top):
+            path = self.family.path(index)
+            layer = gate.open_layer(self.files, path, gate.QCOW2, Access.WRITE)
+            stack.callback(layer.close)
+            header = layer.header
+            name = header.backing_file if header and header.backing_file else "/"
+            is_relative = not name.startswith(("/", "file:"))
+            link = gate.name_for(self.files, path, self.name_path, is_relative=is_relative), target.format
+            if header and header.backing_format == target.format and self._leads(gate.resolve_name(path, name)):
+                continue
+            overlay = Overlay(Chain((layer,), (load_image(layer),)), link)
+            LayerWriter(overlay.chain, 0).survey_link(link)
+            found.append(overlay)
+        return found
+
+    def _leads(self, path: str) -> bool:
+        """Whether a path leads to the target by the name that it will keep; for a while its old one leads there too."""
+        keeps_name = self.target_path == self.name_path or os.path.abspath(path) == os.path.abspath(self.name_path)
+        return keeps_name and gate.is_same(self.files, path, self.name_path)
+
+    def is_moved(self) -> bool:
+        """Whether the target lies on what the bottom lay on: then nothing is left to move."""
+        bottom, target = self.act.group[-1], self.act.target
+        if target == bottom:
+            return False
+        layer = gate.open_alone(self.files, self.target_path, self.family.members[target].format, Access.READ)
+        try:
+            name = layer.header.backing_file if layer.header else None
+        finally:
+            layer.close()
+        below = self.act.group[self.act.depth + 1]
+        return name is None or not gate.is_same(
+            self.files, gate.resolve_name(self.target_path, name), self.family.path(below)
+        )
+
+    def give_name(self) -> None:
+        """Let the target have the name that it shall bear, beside its own; who had that name is set aside."""
+        target, name, files = self.target_path, self.name_path, self.files
+        if target == name or gate.is_same(files, target, name):
+            return
+        aside, second = self.order.aside(name), name + SECOND_NAME
+        if not self._is_there(aside):
+            files.link(name, aside)
+            self._sync(aside)
+        if self._is_there(second):
+            files.unlink(second)
+        files.copy_rights(name, target)
+        files.link(target, second)
+        files.rename(second, name)
+        self._sync(name)
+
+    def link_overlays(self, overlays: list[Overlay]) -> None:
+        """Link the overlays of the top to the target."""
+        for chain, link in overlays:
+            LayerWriter(trusted(chain, 0, is_filled=False), 0).relink(link)
+
+    def leave(self) -> None:
+        """Set aside or remove what nobody needs any more: from the top down, so that none is there without its base."""
+        ending, target, name = self.order.ending, self.target_path, self.name_path
+        for path in self.family.paths(self.family.left_over(self.act)) if ending != KEEP else ():
+            if self._is_there(path) and ending == DELETE:
+                self.files.unlink(path)
+            elif self._is_there(path):
+                self.files.rename(path, self.order.aside(path))
+            self._sync(path)
+        if target != name:
+            if self._is_there(target) and gate.is_same(self.files, target, name):
+                self.files.unlink(target)
+                self._sync(target)
+            if ending == DELETE and self._is_there(self.order.aside(name)):
+                self.files.unlink(self.order.aside(name))
+                self._sync(name)
+
+    def _sync(self, path: str) -> None:
+        self.files.sync_folder(os.path.dirname(path) or ".")
+
+    def _is_there(self, path: str) -> bool:
+        try:
+            self.files.identity(path)
+        except MissingImage:
+            return False
+        return True
+
+
+def carry_out(files: FileSystem, order: Order, journal: "Journal", tally: Tally) -> None:
+    """Carry out all that is left of an order. Raises: what its phases raise; then the same call goes on."""
+    for number in range(journal.progress.act, len(order.acts)):
+        act = Act(files, journal.order, number)
+        with ExitStack() as stack:
+            _do(act, journal, tally, stack)
+    journal.close()
+
+
+def find_journal(files: FileSystem, order: Order) -> "Journal":
+    """The journal of an order: what a stopped run wrote of the same one, else a new one.
+    Raises: Refused when another merge into the same image was begun and not ended.
+    """
+    try:
+        found, progress = load(files, order.journal_path)
+    except MissingImage:
+        return Journal(files, order)
+    if (found.family.members, found.acts) != (order.family.members, order.acts):
+        reason = f"another merge into {order.family.path(order.acts[0].target)} was begun and is not done"
+        raise Refused(reason=reason, hint=f"cowtree recover {order.journal_path}")
+    return Journal(files, found, progress)
+
+
+def _do(act: Act, journal: "Journal", tally: Tally, stack: ExitStack) -> None:
+    progress = journal.progress
+    is_moved = progress.phase > MOVE or (journal.is_resumed and act.is_moved())
+    if not is_moved:
+        chain, wanted = act.open(stack)
+        overlays = act.open_overlays(stack)
+        begin = journal.begin_of(chain, act)
+        fold.run(chain, wanted, tally, begin, journal.mark)
+        journal.reach(NAME)
+    else:
+        if progress.phase == MOVE:
+            journal.reach(NAME)
+        overlays = act.open_overlays(stack) if progress.phase <= LINK else []
+    if journal.progress.phase == NAME:
+        act.give_name()
+        journal.reach(LINK)
+    if journal.progress.phase == LINK:
+        act.link_overlays(overlays)
+        journal.reach(LEAVE)
+    act.leave()
+    journal.next_act()
+
+
+class Journal:
+    """How far an order is, on disk whenever that matters: before the first change, and whenever more is done."""
+
+    def __init__(self, files: FileSystem, order: Order, progress: Progress | None = None) -> None:
+        self.files = files
+        self.order = order
+        self.progress = progress or Progress()
+        self.is_resumed = progress is not None
+
+    def begin_of(self, chain: Chain, act: Act) -> int:
+        """Where the data of an act goes on: at 0 when an image that it is read from is not what it was."""
+        others = (layer.path for index, layer in enumerate(chain.layers) if index != act.act.depth)
+        times = (self.files.times(path) for path in others)
+        sources = tuple((each.size_bytes, each.mtime_ns) for each in times)
+        if sources != self.progress.sources:
+            self.progress = self.progress._replace(begin=0, sources=sources)
+        return self.progress.begin
+
+    def mark(self, begin: int) -> None:
+        """All before this guest offset is durable."""
+        self.progress = self.progress._replace(begin=begin)
+        self._save()
+
+    def reach(self, phase: int) -> None:
+        """All before this phase is done and durable."""
+        self.progress = self.progress._replace(phase=phase, begin=0)
+        self._save()
+
+    def next_act(self) -> None:
+        """An act is done."""
+        self.progress = Progress(self.progress.act + 1)
+        self._save()
+
+    def _save(self) -> None:
+        save(self.files, self.order, self.progress)
+
+    def close(self) -> None:
+        """All is done."""
+        forget(self.files, self.order)

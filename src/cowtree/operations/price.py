@@ -1,0 +1,43 @@
+"""What merges cost, read from the tables of the images; nothing is changed, and no guest data is read."""
+
+from contextlib import ExitStack
+
+from cowtree.operations import fold
+from cowtree.operations.act import Act
+from cowtree.operations.order import Order
+from cowtree.plan.family import Family, Merge
+from cowtree.plan.strategy import Cost, Price
+from cowtree.storage.contract import Access, FileSystem
+
+
+def pricer(files: FileSystem, family: Family) -> Price:
+    """What tells the price of any act on a family as it is on disk; each is looked up once."""
+    known: dict[Merge, Cost] = {}
+
+    def price(act: Merge) -> Cost:
+        if act not in known:
+            known[act] = _price(files, family, act)
+        return known[act]
+
+    return price
+
+
+def _price(files: FileSystem, family: Family, act: Merge) -> Cost:
+    with ExitStack() as stack:
+        chain, wanted = Act(files, Order(family, (act,)), 0).open(stack, access=Access.READ)
+        bill = fold.price(chain, wanted)
+    return Cost(bill.read_bytes, bill.moved_bytes, 0, bill.new_bytes, bill.table_count)
+
+
+def survey_act(files: FileSystem, family: Family, act: Merge) -> None:
+    """Look at all that an act relies on, as far as that can be told before it is begun.
+    Raises: Refused, BrokenTable, ImageLocked, and what opening raises.
+    """
+    with ExitStack() as stack:
+        now = Act(files, Order(family, (act,)), 0)
+        chain, wanted = now.open(stack)
+        now.open_overlays(stack)
+        image = chain.images[wanted.target]
+        # Counts that a stopped run left wrong are mended before they are relied on.
+        if image is None or not image.header.is_dirty:
+            fold.survey(chain, wanted)
