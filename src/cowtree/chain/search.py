@@ -2,6 +2,7 @@
 
 - A file is known by (device, inode), so links and hard links to one file are names of one find.
 - Headers are read and nothing else, without locks: a running guest is not in the way, and is not disturbed.
+- What a merge has set aside is no image any more: only who names it finds it.
 - Links to folders are not followed, and neither pipes, sockets nor devices are opened.
 - Nothing that a file or folder holds stops the search: damage is a problem of that file, a folder that cannot be
   read is named in `unseen`. Only a place that is not there at all is an error.
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from cowtree.chain import gate
+from cowtree.chain.aside import is_aside
 from cowtree.errors import BrokenHeader, ChainError, CowtreeError, MarkedCorrupt, MissingImage
 from cowtree.qcow2 import header as qcow2
 from cowtree.qcow2.header import Header
@@ -133,7 +135,7 @@ class Search:
                     reason = f"more than {self._bounds.file_count} files"
                     self.unseen.append(Unseen(place, reason, is_failure=True))
                     return
-                elif kind == stat.S_IFREG:
+                elif kind == stat.S_IFREG and not is_aside(entry.name):
                     self._room -= 1
                     yield entry.path
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from cowtree.chain import gate
+from cowtree.chain.aside import NAME_BYTES_MAX
 from cowtree.chain.view import Chain
 from cowtree.errors import MissingImage, Refused, StorageFailed
 from cowtree.execute.run import run
@@ -24,7 +25,6 @@ from cowtree.storage.contract import Access, FileSystem, Storage
 NEW_MODE: Final = 0o644
 OVERLAY_MODE: Final = 0o600
 NEW_SUFFIX: Final = ".cowtree-new"
-NAME_BYTES_MAX: Final = 255
 
 
 def create(files: FileSystem, new: NewImage, mode: int = NEW_MODE) -> None:

@@ -8,8 +8,9 @@ import json
 import os
 from typing import Any, Final, NamedTuple
 
+from cowtree.chain.aside import NAME_BYTES_MAX, set_aside
 from cowtree.errors import BrokenJournal
-from cowtree.operations.create import NAME_BYTES_MAX, NEW_MODE, new_file
+from cowtree.operations.create import NEW_MODE, new_file
 from cowtree.plan.family import Family, Member, Merge
 from cowtree.storage.contract import Access, FileSystem
 
@@ -37,10 +38,7 @@ class Order(NamedTuple):
 
     def aside(self, path: str) -> str:
         """The name that an image gets which nobody needs any more."""
-        folder, name = os.path.split(path)
-        suffix = f".invalid-{self.stamp}"
-        start = os.fsdecode(os.fsencode(name)[: NAME_BYTES_MAX - len(suffix)])
-        return os.path.join(folder, start + suffix)
+        return set_aside(path, self.stamp)
 
     @property
     def journal_path(self) -> str:

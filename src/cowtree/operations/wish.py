@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from cowtree.chain.aside import stamp_of
 from cowtree.chain.forest import Forest
 from cowtree.errors import Refused
 from cowtree.monitor import Monitor
@@ -111,7 +112,7 @@ def grant(files: FileSystem, planned: Planned, words: Sequence[str], monitor: Mo
     tally = Tally(monitor)
     if planned.plan.acts:
         # The permit was for the family as it was found; who has come in between is asked again by the locks.
-        stamp = time.strftime("%Y%m%dT%H%M%S") + f".{time.time_ns() // 1000 % 1_000_000:06}"
+        stamp = stamp_of(time.time_ns())
         order = Order(planned.family, planned.plan.acts, planned.wish.ending, stamp, tuple(words))
         _refuse_begun(files, order)
         carry_out(files, order, Journal(files, order), tally)
