@@ -4,14 +4,23 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cowtree.operations import act, order
+import numpy as np
+
+from cowtree.chain import gate
+from cowtree.chain.load import load_image
+from cowtree.chain.view import Chain, layer_extents
+from cowtree.execute.writer import LayerWriter
+from cowtree.operations import act, order, snapshot
 from cowtree.operations.tally import Tally
 from cowtree.plan.create import NewImage
 from cowtree.plan.family import Family, Member, Merge
 from cowtree.plan.strategy import Plan
-from cowtree.storage.contract import FileSystem
+from cowtree.qcow2.compression import deflate
+from cowtree.qcow2.header import ZLIB, ZSTD
+from cowtree.storage.contract import Access, FileSystem
+from cowtree.storage.faults import AFTER, Fault, FaultyFiles, Killed
 from cowtree.storage.memory import MemoryFiles
-from tests.crash import assert_sound, guest_view
+from tests.crash import assert_sound, guest_view, snapshot_views, write_more
 from tests.pictures import CLUSTER_BITS, CLUSTER_BYTES, draw
 
 STAMP = "then"
@@ -33,25 +42,91 @@ class Tree(NamedTuple):
         return {index: guest_view(self.files, each.path, each.format) for index, each in members}
 
 
-def grow(parents: Sequence[int | None], seed: int, *, sizes: Sequence[int] = (12,), raw_root: bool = False) -> Tree:
-    """Draw images that lie on each other so; their disks have so many clusters, drawn from `sizes`."""
+def grow(
+    parents: Sequence[int | None], seed: int, *, sizes: Sequence[int] = (12,), raw_root: bool = False, mixed: bool = False
+) -> Tree:
+    """Draw images that lie on each other so; their disks have so many sectors, drawn from `sizes`. When it is `mixed`,
+    the images are of all kinds that there are.
+    """
     choose, files = random.Random(seed), MemoryFiles()
     members: list[Member] = []
     for index, parent in enumerate(parents):
         count = choose.choice(list(sizes))
-        weight = choose.choice([0.1, 0.3, 0.8])
-        signs = "".join(
-            (chr(65 + index % 26) if choose.random() < 0.8 else "0") if choose.random() < weight else "-"
-            for _ in range(count)
-        )
         kind = "raw" if raw_root and parent is None else "qcow2"
         new = NewImage(f"image-{index}", kind, count * CLUSTER_BYTES, CLUSTER_BITS)
         if parent is not None:
             below = members[parent]
             new = new._replace(backing_file=below.path, backing_format=below.format)
-        draw(files, new, signs)
-        members.append(Member(new.path, kind, new.size_bytes, parent))
+        if mixed and kind == "qcow2":
+            new = _any_kind(new, choose)
+        draw(files, new, _picture(choose, index, count))
+        if mixed and kind == "qcow2":
+            _live_on(files, new, choose)
+        members.append(Member(new.path, kind, new.size_bytes, parent, has_snapshots=_has_snapshots(files, new)))
     return Tree(files, Family(tuple(members)))
+
+
+def _picture(choose: random.Random, index: int, count: int) -> str:
+    weight = choose.choice([0.1, 0.3, 0.8])
+    return "".join(
+        (chr(65 + index % 26) if choose.random() < 0.8 else "0") if choose.random() < weight else "-"
+        for _ in range(count)
+    )
+
+
+def _any_kind(new: NewImage, choose: random.Random) -> NewImage:
+    """The same image, but of any kind."""
+    version = choose.choice([2, 3, 3, 3])
+    new = new._replace(cluster_bits=choose.choice([9, 9, 10, 12, 14]), version=version)
+    if version == 2:
+        return new
+    has_data_file = choose.random() < 0.2
+    return new._replace(
+        refcount_order=choose.choice([0, 3, 4, 4, 6]),
+        lazy_refcounts=choose.random() < 0.2,
+        compression_type=choose.choice([ZLIB, ZSTD]),
+        has_subclusters=new.cluster_bits == 14 and choose.random() < 0.7,
+        data_file=f"{new.path}.data" if has_data_file else None,
+        is_data_file_raw=has_data_file and new.backing_file is None and choose.random() < 0.5,
+    )
+
+
+def _live_on(files: MemoryFiles, new: NewImage, choose: random.Random) -> None:
+    """What happens to an image in its life: compressed clusters, an internal snapshot, a writer that is killed."""
+    if choose.random() < 0.4 and new.data_file is None:
+        _pack(files, new, choose)
+    if choose.random() < 0.3 and new.refcount_order >= 3 and new.data_file is None:
+        snapshot.create(files, new.path, name="before", time_ns=1)
+        write_more(files, new.path, _patches(new, choose))
+    if choose.random() < 0.2:
+        try:
+            write_more(FaultyFiles(files, Fault(choose.randrange(8), moment=AFTER)), new.path, _patches(new, choose))
+        except Killed:
+            return
+
+
+def _patches(new: NewImage, choose: random.Random) -> dict[int, bytes]:
+    """A few sectors that a guest writes."""
+    starts = choose.sample(range(0, new.size_bytes, CLUSTER_BYTES), 2)
+    return {start: bytes([choose.randrange(1, 256)]) * CLUSTER_BYTES for start in sorted(starts)}
+
+
+def _pack(files: MemoryFiles, new: NewImage, choose: random.Random) -> None:
+    """Compress something into a cluster that the image does not hold."""
+    layer = gate.open_layer(files, new.path, gate.QCOW2, Access.WRITE)
+    chain = Chain((layer,), (load_image(layer),))
+    size = 1 << new.cluster_bits
+    held = {start // size for start in layer_extents(chain, 0, 0, new.size_bytes).start.tolist()}
+    free = [cluster for cluster in range(-(-new.size_bytes // size)) if cluster not in held]
+    if free:
+        writer = LayerWriter(chain, 0)
+        writer.put_packed(np.array([choose.choice(free)]), [deflate(b"packed! " * (size // 8), new.compression_type)])
+        writer.finish()
+    layer.close()
+
+
+def _has_snapshots(files: MemoryFiles, new: NewImage) -> bool:
+    return bool(snapshot.list_snapshots(files, new.path, new.format))
 
 
 def random_parents(count: int, choose: random.Random) -> list[int | None]:

@@ -35,6 +35,7 @@ class Node(NamedTuple):
     depth: int = 0
     is_leaf: bool = False
     is_whole: bool = False
+    has_snapshots: bool = False
     problem: CowtreeError | None = None
     notes: tuple[str, ...] = ()
 
@@ -163,6 +164,7 @@ def _node(search: Search, graph: Graph, spot: Spot) -> Node:
         own_size_bytes=found.own_size_bytes,
         backing=(edge.name, edge.format) if edge else None,
         is_leaf=not overlays,
+        has_snapshots=image_format == QCOW2 and found.header is not None and found.header.snapshot_count > 0,
         problem=None if is_only_raw else found.problem or (edge.problem if edge else None),
         notes=tuple(_notes(search, graph, found, size_bytes)),
     )

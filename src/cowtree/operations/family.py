@@ -41,7 +41,17 @@ def find(files: FileSystem, name: str, places: Sequence[str] = ()) -> Kin:
         node, identity = forest.nodes[index], identities[index]
         parent = None if node.parent is None else place[node.parent]
         device = identity[0] if identity else 0
-        members.append(Member(node.path, node.format or "", node.size_bytes or 0, parent, device, _why_not(node)))
+        members.append(
+            Member(
+                node.path,
+                node.format or "",
+                node.size_bytes or 0,
+                parent,
+                device,
+                _why_not(node),
+                node.has_snapshots,
+            )
+        )
     return Kin(Family(tuple(members)), forest, tuple(identities[index] for index in wanted))
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from cowtree.chain import gate, load
 from cowtree.chain.gate import Layer
 from cowtree.chain.view import Chain
-from cowtree.errors import CowtreeError, MarkedCorrupt, Refused, StaleBase
+from cowtree.errors import CowtreeError, MarkedCorrupt, Refused, StaleBase, StorageFailed
 from cowtree.execute.run import run
 from cowtree.monitor import Silent
 from cowtree.operations.fingerprint import fingerprint
@@ -89,9 +89,15 @@ def record(files: FileSystem, path: str, image_format: str | None = None, *, cat
 
 
 def record_quietly(files: FileSystem, path: str, image_format: str | None = None) -> None:
-    """The same where a record is welcome and not the purpose: what cannot be recorded is not."""
-    with suppress(CowtreeError):
+    """The same where a record is welcome and not the purpose: what cannot be recorded is not.
+    Raises: StorageFailed: a disk that is full or broken is never passed over.
+    """
+    try:
         record(files, path, image_format)
+    except StorageFailed:
+        raise
+    except CowtreeError:
+        return
 
 
 def compare(files: FileSystem, path: str, header: Header, catalog: "Catalog | None" = None) -> Finding:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 class Member(NamedTuple):
     """One image: `parent` is the index of the one that backs it, `device` the file system on which it lies. `why_not`
-    says why nothing may be done with it.
+    says why nothing may be done with it. What its internal snapshots leave to the one that backs it is read there.
     """
 
     path: str
@@ -24,6 +24,7 @@ class Member(NamedTuple):
     parent: int | None = None
     device: int = 0
     why_not: str | None = None
+    has_snapshots: bool = False
 
 
 class Merge(NamedTuple):

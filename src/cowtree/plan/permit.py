@@ -19,10 +19,11 @@ class Permit(NamedTuple):
 
 
 class Objection(NamedTuple):
-    """Why an act may not be: `harmed` are the images that would see something else."""
+    """Why an act may not be: `harmed` are the images that would see something else, `hint` says what else helps."""
 
     reason: str
     harmed: tuple[int, ...] = ()
+    hint: str | None = None
 
 
 def permit(
@@ -55,6 +56,11 @@ def objections(
     lost = [each for each in (*act.changed, *family.left_over(act)) if each in kept and each != act.top]
     for each in lost:
         yield Objection(f"{family.path(each)} is to be kept as it is", (each,))
+    for each in _lost_snapshots(family, act):
+        if each not in forced:
+            path = family.path(each)
+            hint = f"cowtree img snapshot -d NAME {path}, for those that may go; or give all of them up: --force {path}"
+            yield Objection(f"{path} has internal snapshots, which would not show what they show now", hint=hint)
     for each in act.group:
         if (reason := family.members[each].why_not) is not None:
             yield Objection(f"{family.path(each)}: {reason}")
@@ -67,16 +73,26 @@ def objections(
         yield Objection(f"{target.path} is raw and cannot have a backing file")
 
 
+def _lost_snapshots(family: Family, act: Merge) -> Iterator[int]:
+    """The images whose internal snapshots are left behind with them, or get another base than they rely on."""
+    lost = {*family.left_over(act)}
+    if act.name != act.target:
+        lost.add(act.name)
+    if act.target != act.group[-1]:
+        lost.add(act.target)
+    return (each for each in sorted(lost) if family.members[each].has_snapshots)
+
+
 def _refusal(family: Family, acts: Sequence[Merge], found: Sequence[Objection]) -> Refused:
     harmed = tuple(sorted({each for objection in found for each in objection.harmed}))
     reason = "; ".join(dict.fromkeys(objection.reason for objection in found))
-    ways = None
+    ways = [objection.hint for objection in found if objection.hint]
     if harmed:
         heads = [each for each in harmed if family.members[each].parent not in harmed]
         first = family.path(heads[0])
-        ways = (
+        ways.append(
             f"the same with --with-dependants, which pulls into {'each of them' if len(heads) > 1 else first} first; "
             f"or give {first} a copy of its own base: cowtree img rebase -b COPY -F FORMAT {first}; "
             f"or give it up: {' '.join(f'--force {family.path(each)}' for each in harmed)}"
         )
-    return Refused(reason=reason, hint=ways, harmed=family.paths(harmed), acts=len(acts))
+    return Refused(reason=reason, hint="; ".join(dict.fromkeys(ways)) or None, harmed=family.paths(harmed), acts=len(acts))

@@ -266,7 +266,7 @@ def bill(image: Image, fates: Fates, wish: Wish) -> Bill:
     """What `place` will cost."""
     content = _content(fates, wish)
     read_bytes = content.of_kind(*ex.BYTES).total_bytes
-    moved_bytes = read_bytes if _is_raw_too(image) else content.total_bytes
+    moved_bytes = read_bytes if wish.fills or _is_raw_too(image) else content.total_bytes
     missing, shared = table_changes(image, fates)
     new_count = _fresh_count(image, fates) + len(missing) + len(shared)
     changed = ex.distinct(fates.cluster[~fates.of(IN_PLACE)] // image.geometry.l2_entry_count)
@@ -295,7 +295,8 @@ def place(piece: Slice, fates: Fates, wish: Wish) -> tuple[list[Step], Image]:
     moved = move_tables(counted._replace(counts=counts), np.concatenate((missing, shared)), table_hosts)
     new = moved._replace(tables=_set_entries(moved.tables, geometry, fates, (host, wish.has_backing_after)))
     move = _moves(geometry, fates, host, wish)
-    zeroes, move = _split_zeroes(move) if _is_raw_too(image) else ([], move)
+    # Of a free cluster nobody knows what it holds; but to write zeroes out costs as much as data.
+    zeroes, move = _split_zeroes(move) if wish.fills or _is_raw_too(image) else ([], move)
     return [*zeroes, *writes.order(piece, new, move)], new.image
 
 
