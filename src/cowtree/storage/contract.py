@@ -69,6 +69,11 @@ class Storage(Protocol):
         Returns: False when that cannot be done; then the range may be changed in part, and the caller copies it.
         """
 
+    def use(self) -> str | None:
+        """What others do with it, by QEMU's locks: `Use.WRITTEN`, `Use.READ`, or None when nobody has it open. Takes no
+        lock.
+        """
+
     def prefetch(self, offset: int, length: int) -> None:
         """Hint that the range is read soon. May do nothing; never fails."""
 
@@ -85,11 +90,20 @@ class Access:
     READ     reads, and keeps others from writing          (what qemu-img takes for reading)
     WRITE    reads and writes, and keeps all others out    (what qemu-img takes for writing)
     SHARED   reads, whatever others do (`-U`)
+    PROBE    reads, whatever others do, and takes no lock for it: for a look at what somebody else may have open
     """
 
     READ = "read"
     WRITE = "write"
     SHARED = "shared"
+    PROBE = "probe"
+
+
+class Use:
+    """What others do with a file that they have open."""
+
+    WRITTEN = "written"
+    READ = "read"
 
 
 class Times(NamedTuple):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from cowtree.errors import ImageLocked
-from cowtree.storage.contract import Access
+from cowtree.storage.contract import Access, Use
 
 _SET, _GET = 37, 36  # F_OFD_SETLK and F_OFD_GETLK, which `fcntl` does not name before Python 3.13
 _FLOCK = struct.Struct("hh4xqqi4x")
@@ -48,6 +48,7 @@ PERMISSIONS = {
     Access.READ: Permissions((0,), (1, 3)),
     Access.WRITE: Permissions((0, 1, 3), (1, 3)),
     Access.SHARED: Permissions((0,), ()),
+    Access.PROBE: Permissions((), ()),
 }
 
 
@@ -94,6 +95,24 @@ def _try(descriptor: int, access: str) -> str | None:
     return conflict
 
 
+def find_use(is_held: Callable[[int, int], bool]) -> str | None:
+    """What others do with a file; `is_held` tells whether somebody else locks one of so many bytes."""
+    if not is_held(_USED, _UNSHARED - _USED + len(_NAMES)):
+        return None
+    is_written = any(is_held(_USED + each, 1) for each in PERMISSIONS[Access.WRITE].used if each)
+    return Use.WRITTEN if is_written else Use.READ
+
+
+def probe(descriptor: int) -> str | None:
+    """What others do with an open file, without a lock on it for any moment."""
+    try:
+        return find_use(lambda start, count: _is_held(descriptor, start, count))
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return None
+
+
 def _release(descriptor: int, held: list[int]) -> None:
     for byte in held:
         _set(descriptor, fcntl.F_UNLCK, byte)
@@ -107,6 +126,6 @@ def _set(descriptor: int, kind: int, byte: int) -> bool:
     return True
 
 
-def _is_held(descriptor: int, byte: int) -> bool:
-    answer = fcntl.fcntl(descriptor, _GET, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
+def _is_held(descriptor: int, byte: int, count: int = 1) -> bool:
+    answer = fcntl.fcntl(descriptor, _GET, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, count, 0))
     return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
