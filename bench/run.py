@@ -16,7 +16,8 @@ from typing import NamedTuple
 import cowtree
 from bench.images import make_dense, make_filled, make_huge, make_pair, qemu_img, scatter_runs
 from bench.timing import Candidate, in_turn, measure
-from cowtree.operations.merge import Outcome, commit, pull
+from cowtree.operations.family import permit_commit
+from cowtree.operations.merge import Into, Outcome, commit, pull
 from cowtree.storage.file import LocalFiles
 from cowtree.units import GIB, MIB, format_size
 from tests.mounts import KINDS, mounted, used_bytes
@@ -122,7 +123,7 @@ def clones(folder: Path) -> list[Promise]:
     found = []
     for kind in KINDS:
         with mounted(kind, folder, CLONE_DISK_BYTES) as place:
-            for name, merge in (("commit", commit), ("pull", pull)):
+            for name, merge in (("commit", _commit), ("pull", pull)):
                 times_s, taken = zip(*(_clone_once(place, merge) for _ in range(ROUND_COUNT)), strict=True)
                 # What others do to a shared machine only adds to it.
                 text = (
@@ -134,9 +135,13 @@ def clones(folder: Path) -> list[Promise]:
     return found
 
 
+def _commit(files: LocalFiles, path: str) -> Outcome:
+    return commit(files, path, into=Into(permit_commit(files, path)))
+
+
 def _clone_once(place: Path, merge: Callable[[LocalFiles, str], Outcome]) -> tuple[float, int]:
     """Merge fresh images. Returns: how many seconds it took, and how many bytes more are in use then."""
-    base, overlay = make_dense(place, in_overlay=merge is commit)
+    base, overlay = make_dense(place, in_overlay=merge is _commit)
     before = used_bytes(place)
     start_s = time.monotonic()
     moved_bytes = merge(LocalFiles(), str(overlay)).moved_bytes

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from cowtree.cli.main import main as cowtree
 from cowtree.operations import merge
 from cowtree.operations.digest import digest
+from cowtree.operations.family import permit_commit
 from cowtree.operations.merge import Into, Outcome
 from cowtree.storage.file import LocalFiles
 from cowtree.units import MIB, format_size
@@ -192,14 +193,15 @@ def remove(outcome: Outcome) -> None:
         say(f"  {Path(path).name} is not needed any more: removed")
 
 
-def commit(folder: Path, top: int, base: int) -> Act:
-    """Commit Snap-TOP into Snap-BASE (0: RootBase); what lies on the top is linked to the base."""
+def commit(folder: Path, top: int, base: int, overlay: int | None = None) -> Act:
+    """Commit Snap-TOP into Snap-BASE (0: RootBase). What lies on the top, the next one or `overlay`, gets that base."""
     base_name = ROOT if base == 0 else f"Snap-{base}.qcow2"
-    overlay = str(folder / f"Snap-{top + 1}.qcow2")
+    upper = str(folder / f"Snap-{top + 1 if overlay is None else overlay}.qcow2")
 
     def run() -> Outcome:
         top_path, base_path = str(folder / f"Snap-{top}.qcow2"), str(folder / base_name)
-        return merge.commit(FILES, top_path, into=merge.Into(base_path, [overlay]))
+        permit = permit_commit(FILES, top_path, base_path)
+        return merge.commit(FILES, top_path, into=Into(permit, base_path, [upper]))
 
     through = "" if top == base + 1 else f" to Snap-{base + 1}"
     return Act(f"commit Snap-{top}{through} into {base_name}", run)
@@ -212,11 +214,9 @@ def one_commit(top: int, base: int) -> Callable[[Path], list[Act]]:
 
 def method_b(folder: Path) -> list[Act]:
     """Commit one layer after the other; in between, Snap-2 is a valid image that shows what Snap-3 showed."""
-    top, base, overlay = (str(folder / f"Snap-{number}.qcow2") for number in (2, 1, 4))
     valid = (("Snap-2.qcow2", "Snap-3.qcow2"),)
     # By the second step Snap-4 lies on Snap-2.
-    second = Act("commit Snap-2 into Snap-1.qcow2", lambda: merge.commit(FILES, top, into=Into(base, [overlay])), valid)
-    return [commit(folder, 3, 2)._replace(shows=valid), second]
+    return [commit(folder, 3, 2)._replace(shows=valid), commit(folder, 2, 1, overlay=4)._replace(shows=valid)]
 
 
 def pull(folder: Path, base: str | None) -> Act:

@@ -181,7 +181,7 @@ def guest_view(files: FileSystem, path: str, image_format: str | None = None) ->
     """What the guest sees through the chain. For small images."""
     chain = open_chain(files, path, image_format)
     try:
-        return _read(chain)
+        return read_all(chain)
     finally:
         chain.close()
 
@@ -193,12 +193,13 @@ def snapshot_views(files: FileSystem, path: str) -> dict[str, bytes]:
         image = load_image(layer)
         alone = Chain((layer,), (image,))
         found = image.snapshots if image else ()
-        return {each.name: _read(through_snapshot(alone, [(each.id, None)])) for each in found}
+        return {each.name: read_all(through_snapshot(alone, [(each.id, None)])) for each in found}
     finally:
         layer.close()
 
 
-def _read(chain: Chain) -> bytes:
+def read_all(chain: Chain) -> bytes:
+    """All that a chain shows."""
     seen, everything = resolve(chain, 0, chain.size_bytes), ex.one_range(0, chain.size_bytes)
     return b"".join(bytes(page.data) for page in pages(chain, seen, everything))
 

@@ -25,6 +25,7 @@ from cowtree.plan.put import Wish
 from cowtree.qcow2 import tables
 from cowtree.storage.contract import Access, FileSystem
 from cowtree.storage.memory import MemoryFiles
+from tests import permits
 
 CLUSTER_BITS = 9
 CLUSTER_BYTES = 1 << CLUSTER_BITS
@@ -156,7 +157,7 @@ def hold(files: FileSystem, path: str, image_format: str | None = None) -> str:
 def commit(*, top: str, base: str, between: Sequence[str] = (), raw_base: bool = False) -> str:
     """Commit a top into a base, and show the base."""
     made = family(top, *between, base, raw_base=raw_base)
-    merge.commit(made.files, made.top, into=merge.Into(made.names[-1]))
+    permits.commit(made.files, made.top, into=permits.Into(made.names[-1]))
     return made.seen(-1)
 
 

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cowtree import extents as ex
 from cowtree.chain import gate
 from cowtree.chain.load import load_image
-from cowtree.chain.view import Chain, layer_extents
+from cowtree.chain.view import Chain, layer_extents, open_chain, through_snapshot
 from cowtree.execute.writer import LayerWriter
 from cowtree.operations import act, order, snapshot
 from cowtree.operations.tally import Tally
@@ -20,13 +21,16 @@ from cowtree.qcow2.header import ZLIB, ZSTD
 from cowtree.storage.contract import Access, FileSystem
 from cowtree.storage.faults import AFTER, Fault, FaultyFiles, Killed
 from cowtree.storage.memory import MemoryFiles
-from tests.crash import assert_sound, guest_view, snapshot_views, write_more
+from tests.crash import assert_sound, guest_view, read_all, write_more
 from tests.pictures import CLUSTER_BITS, CLUSTER_BYTES, draw
 
 STAMP = "then"
 
 # Figure 2 of the document that cowtree implements, grown to twelve layers: three branches on one base.
 FIGURE_2 = (None, 0, 1, 2, 3, 4, 0, 6, 7, 0, 9, 10)
+
+# Images of all kinds that there are, or all but those with internal snapshots.
+ALL, NO_SNAPSHOTS = "all", "no snapshots"
 
 
 class Tree(NamedTuple):
@@ -43,10 +47,15 @@ class Tree(NamedTuple):
 
 
 def grow(
-    parents: Sequence[int | None], seed: int, *, sizes: Sequence[int] = (12,), raw_root: bool = False, mixed: bool = False
+    parents: Sequence[int | None],
+    seed: int,
+    *,
+    sizes: Sequence[int] = (12,),
+    raw_root: bool = False,
+    mixed: str = "",
 ) -> Tree:
-    """Draw images that lie on each other so; their disks have so many sectors, drawn from `sizes`. When it is `mixed`,
-    the images are of all kinds that there are.
+    """Draw images that lie on each other so; their disks have so many sectors, drawn from `sizes`. They are
+    plain images unless it is said how `mixed` they are.
     """
     choose, files = random.Random(seed), MemoryFiles()
     members: list[Member] = []
@@ -61,7 +70,7 @@ def grow(
             new = _any_kind(new, choose)
         draw(files, new, _picture(choose, index, count))
         if mixed and kind == "qcow2":
-            _live_on(files, new, choose)
+            _live_on(files, new, choose, has_snapshots=mixed == ALL)
         members.append(Member(new.path, kind, new.size_bytes, parent, has_snapshots=_has_snapshots(files, new)))
     return Tree(files, Family(tuple(members)))
 
@@ -91,14 +100,15 @@ def _any_kind(new: NewImage, choose: random.Random) -> NewImage:
     )
 
 
-def _live_on(files: MemoryFiles, new: NewImage, choose: random.Random) -> None:
+def _live_on(files: MemoryFiles, new: NewImage, choose: random.Random, *, has_snapshots: bool) -> None:
     """What happens to an image in its life: compressed clusters, an internal snapshot, a writer that is killed."""
     if choose.random() < 0.4 and new.data_file is None:
         _pack(files, new, choose)
-    if choose.random() < 0.3 and new.refcount_order >= 3 and new.data_file is None:
+    if has_snapshots and choose.random() < 0.3 and new.refcount_order >= 3 and new.data_file is None:
         snapshot.create(files, new.path, name="before", time_ns=1)
         write_more(files, new.path, _patches(new, choose))
-    if choose.random() < 0.2:
+    # Version 2 has no bit that would tell whoever does not fill it.
+    if choose.random() < 0.2 and new.version > 2:
         try:
             write_more(FaultyFiles(files, Fault(choose.randrange(8), moment=AFTER)), new.path, _patches(new, choose))
         except Killed:
@@ -116,8 +126,8 @@ def _pack(files: MemoryFiles, new: NewImage, choose: random.Random) -> None:
     layer = gate.open_layer(files, new.path, gate.QCOW2, Access.WRITE)
     chain = Chain((layer,), (load_image(layer),))
     size = 1 << new.cluster_bits
-    held = {start // size for start in layer_extents(chain, 0, 0, new.size_bytes).start.tolist()}
-    free = [cluster for cluster in range(-(-new.size_bytes // size)) if cluster not in held]
+    held = ex.integers(ex.widen(layer_extents(chain, 0, 0, new.size_bytes).ranges, size)) // size
+    free = np.setdiff1d(np.arange(-(-new.size_bytes // size)), held).tolist()
     if free:
         writer = LayerWriter(chain, 0)
         writer.put_packed(np.array([choose.choice(free)]), [deflate(b"packed! " * (size // 8), new.compression_type)])
@@ -135,11 +145,18 @@ def random_parents(count: int, choose: random.Random) -> list[int | None]:
     return [None, *(choose.randrange(max(0, index - 2) if is_deep else 0, index) for index in range(1, count))]
 
 
-def carry_out(files: FileSystem, family: Family, acts: Sequence[Merge], ending: str = order.RENAME) -> int:
+def carry_out(
+    files: FileSystem,
+    family: Family,
+    acts: Sequence[Merge],
+    ending: str = order.RENAME,
+    *,
+    is_atomic: bool = False,
+) -> int:
     """Do it, or what is left of it when it was begun. Returns: how many bytes were moved."""
     if not acts:
         return 0
-    wanted = order.Order(family, tuple(acts), ending, STAMP)
+    wanted = order.Order(family, tuple(acts), ending, STAMP, is_atomic=is_atomic)
     tally = Tally(None)
     act.carry_out(files, wanted, act.find_journal(files, wanted), tally)
     return tally.moved_bytes
@@ -162,5 +179,19 @@ def assert_same_leaves(before: Tree, files: MemoryFiles, now: Family) -> None:
         found = guest_view(files, member.path, member.format)
         names = [index for index, each in enumerate(before.family.members) if each.path == member.path]
         assert found in [old[index] for index in (*names, *before.family.readers(names[0]))], member.path
-        if member.format == "qcow2":
-            assert_sound(files, member.path, is_done=True)
+    then, there = before.files.snapshot(), files.snapshot()
+    for index, member in enumerate(now.members):
+        if member.format == "qcow2" and index not in now.gone:
+            is_written = there[member.path] != then[before.family.path(index)]
+            assert_sound(files, member.path, is_done=is_written)
+            assert through_snapshots(files, member.path) == through_snapshots(before.files, before.family.path(index))
+
+
+def through_snapshots(files: MemoryFiles, path: str) -> dict[str, bytes]:
+    """What each internal snapshot of an image shows, with what backs it."""
+    chain = open_chain(files, path, gate.QCOW2)
+    try:
+        snapshots = chain.images[0].snapshots if chain.images[0] else ()
+        return {each.name: read_all(through_snapshot(chain, [(each.id, None)])) for each in snapshots}
+    finally:
+        chain.close()

@@ -80,6 +80,14 @@ def test_merges_are_remembered_and_the_last_one_that_was_not_undone_is_found(cat
     assert catalog.begin_merge("three") == second + 1
 
 
+def test_what_is_known_of_a_merge_when_it_is_done_takes_the_place_of_its_plan(catalog):
+    first, second = catalog.begin_merge("one"), catalog.begin_merge("two")
+    catalog.finish_merge(first, "one, done")
+    assert [(merge.id, merge.plan) for merge in catalog.merges()] == [(second, "two"), (first, "one, done")]
+    catalog.mark_undone(second)
+    assert [merge.id for merge in catalog.merges()] == [first]
+
+
 def test_the_speed_of_a_device_is_the_one_that_was_measured_last(catalog):
     assert catalog.speed("8:0") is None
     for speed in (5, 7 << 30):

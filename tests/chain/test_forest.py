@@ -2,6 +2,8 @@
 
 import os
 import random
+import shlex
+import shutil
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +13,7 @@ import pytest
 from cowtree.chain import gate
 from cowtree.chain.forest import Forest, Node, survey
 from cowtree.chain.search import Unseen
+from cowtree.cli.main import main
 from cowtree.errors import (
     BrokenHeader,
     ChainError,
@@ -24,6 +27,7 @@ from cowtree.errors import (
 )
 from cowtree.storage.contract import Access
 from cowtree.storage.file import LocalFiles
+from tests.cli.img.differential import held
 from tests.families import overwrite, stamp
 from tests.qemu import qemu_img
 from tests.rights import as_nobody
@@ -418,3 +422,116 @@ def test_ten_thousand_images_are_read_in_under_five_seconds_of_work(tmp_path: Pa
     assert time.process_time() - began < 5
     assert len(forest.nodes) == 10_000
     assert forest.problems == ()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "json:{{'driver':'qcow2','file':{{'driver':'file','filename':'{0}'}}}}",
+        "json:{{'file.filename':'{0}'}}",
+        "file:{0}",
+    ],
+)
+def test_an_overlay_that_names_its_base_by_an_address_hangs_on_it(tmp_path: Path, name: str):
+    base = image(tmp_path / "base.qcow2")
+    (tmp_path / "link").symlink_to("base.qcow2")
+    image(tmp_path / "top.qcow2", *on(name.format(tmp_path / "link")))
+    forest = look(base)
+    assert picture(forest) == ["base.qcow2", "..top.qcow2"]
+    assert forest.problems == ()
+    assert one(forest, "top.qcow2").is_whole
+    assert picture(look(tmp_path / "top.qcow2")) == picture(forest)
+
+
+def test_an_address_that_says_raw_makes_its_base_raw(tmp_path: Path):
+    image(tmp_path / "base.img", *on("gone"))
+    path = image(
+        tmp_path / "top.qcow2", "-b", f"json:{{'driver':'raw','file.filename':'{tmp_path}/base.img'}}", "-F", "raw"
+    )
+    path.write_bytes(path.read_bytes().replace(b"\xe2\x79\x2a\xca", b"\x12\x34\x56\x78"))
+    forest = look(tmp_path)
+    assert picture(forest) == ["base.img", "..top.qcow2"]
+    assert forest.problems == ()
+    assert forest.nodes[0].format == "raw"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "'driver':'raw','offset':512",
+        "'driver':'qcow2','backing.file.filename':'/other'",
+        "'driver':'qcow2','backing':null",
+    ],
+)
+def test_an_address_that_says_more_than_a_file_hangs_on_the_file_and_is_told(tmp_path: Path, more: str):
+    image(tmp_path / "base.qcow2")
+    image(tmp_path / "top.qcow2", "-b", f"json:{{{more},'file.filename':'{tmp_path}/base.qcow2'}}", "-F", "qcow2")
+    forest = look(tmp_path)
+    assert picture(forest) == ["base.qcow2", "..top.qcow2"]
+    assert trouble(forest) == {"top.qcow2": ChainError}
+
+
+@pytest.mark.parametrize(("options", "wanted"), [(["-r"], "read"), ([], "written")])
+def test_who_has_an_image_open_is_told_of_it_and_of_what_backs_it(family: Path, options: list[str], wanted: str):
+    with held(family / "a1.qcow2", *options):
+        forest = look(family)
+    used = {os.path.basename(node.path): node.use for node in forest.nodes if node.use}
+    # Through a raw base qemu-io lets others write; a guest would not.
+    assert used == {"a1.qcow2": wanted, "a.qcow2": "read"}
+    assert not any(node.use for node in look(family).nodes)
+
+
+def hint(forest: Forest, name: str) -> str:
+    """The advice on a missing base."""
+    problem = one(forest, name).problem
+    assert isinstance(problem, MissingImage)
+    return problem.advice
+
+
+def test_a_base_that_was_moved_is_found_by_its_name(tmp_path: Path):
+    for name in ("old", "new", "more"):
+        (tmp_path / name).mkdir()
+    base = image(tmp_path / "old/base 1.qcow2")
+    top = image(tmp_path / "top.qcow2", *on("old/base 1.qcow2"))
+    # What hangs on the missing one cannot be it, whatever it is called.
+    image(tmp_path / "more/base 1.qcow2", *on("../old/base 1.qcow2"))
+    new = base.rename(tmp_path / "new/base 1.qcow2")
+    forest = look(tmp_path)
+    assert len([node for node in forest.nodes if node.problem]) == 1
+    (problem,) = forest.problems
+    overlay = str(problem.facts["overlay"])
+    words = ["cowtree", "img", "rebase", "-u", "-b", str(new), "-F", "qcow2", overlay]
+    assert problem.advice == f"it may be the one at {new}: {shlex.join(words)}; or put the file back"
+    assert main(words) == 0
+    assert main(["cowtree", "img", "rebase", "-u", "-b", str(new), "-F", "qcow2", str(top)]) == 0
+    assert look(top).problems == ()
+
+
+def test_of_those_that_are_called_alike_the_one_is_meant_that_the_overlay_remembers(tmp_path: Path):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+    base = tmp_path / "base.img"
+    base.write_bytes(b"x" * 4096)
+    words = ["img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", "raw", str(tmp_path / "top.qcow2")]
+    assert main(["cowtree", *words]) == 0
+    (tmp_path / "a/base.img").write_bytes(b"x" * 2048)
+    shutil.copy2(base, tmp_path / "c/base.img")
+    base.unlink()
+    (tmp_path / "b/base.img").write_bytes(b"x" * 4096)
+
+    def guess() -> str:
+        (missing,) = (node.problem for node in look(tmp_path).nodes if node.problem)
+        return missing.advice.split(":")[0]
+
+    # First the one of its age, then one of its length, and none of another length.
+    assert guess() == f"it may be the one at {tmp_path}/c/base.img"
+    (tmp_path / "c/base.img").unlink()
+    assert guess() == f"it may be the one at {tmp_path}/b/base.img"
+    (tmp_path / "b/base.img").unlink()
+    assert guess().startswith("put the file back")
+
+
+def test_a_file_elsewhere_is_no_guess_when_nothing_is_called_like_it(tmp_path: Path):
+    image(tmp_path / "other.qcow2")
+    image(tmp_path / "top.qcow2", *on("gone.qcow2"))
+    assert hint(look(tmp_path), "gone.qcow2").startswith("put the file back")

@@ -67,6 +67,11 @@ def test_names_are_sorted_as_people_do():
     assert sorted(one.paths, key=one.order) == ["Base", "Snap-2", "Snap-2b", "Snap-10", "snap"]
 
 
+def test_a_name_that_another_one_begins_with_comes_first():
+    one = graph(**{"disk1": "Base", "disk": "Base", "disk1a": "disk", "disk10": "disk", "disk01": "disk"})
+    assert sorted(one.paths, key=one.order) == ["Base", "disk", "disk01", "disk1", "disk1a", "disk10"]
+
+
 def test_what_all_overlays_declare_raw_says_nothing_of_its_own(tmp_path: Path):
     base = image(tmp_path / "base.qcow2")
     disk = image(tmp_path / "disk.img", "-b", "base.qcow2", "-F", "qcow2")

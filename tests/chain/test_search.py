@@ -1,5 +1,6 @@
 """Searching: every file once, whatever it is called; nothing opened that should not be; and how far it went."""
 
+import contextlib
 import os
 import stat
 import struct
@@ -14,7 +15,7 @@ from cowtree.chain import gate
 from cowtree.chain.search import NAME_COUNT_MAX, Bounds, Looked, Search, Unseen, read_file
 from cowtree.errors import BrokenHeader, ChainError, MarkedCorrupt, MissingImage, TruncatedImage, UnknownFeature
 from cowtree.qcow2 import header as qcow2
-from cowtree.storage.contract import Storage
+from cowtree.storage.contract import Access, Storage, Use
 from cowtree.storage.file import LocalFiles
 from tests.families import overwrite
 from tests.qemu import qemu_img
@@ -239,7 +240,7 @@ def test_a_name_from_the_folder_of_the_process_is_followed_from_there(tmp_path: 
     assert search(Path("pool")).links == {str(top): str(base)}
 
 
-@pytest.mark.parametrize("name", ["nbd://localhost/x", 'json:{"driver":"raw","file.filename":"/etc/hostname"}'])
+@pytest.mark.parametrize("name", ["nbd://localhost/x", 'json:{"driver":"nbd","host":"localhost"}', "json:{", "json:[]"])
 def test_an_address_is_not_followed(tmp_path: Path, name: str):
     path = image(tmp_path / "a.qcow2", "-u", "-b", name, "-F", "raw")
     assert isinstance(search(path).links[str(path)], ChainError)
@@ -365,3 +366,51 @@ def test_an_image_that_a_guest_writes_to_is_read(tmp_path: Path):
         finally:
             guest.kill()
     assert found.found[LocalFiles().identity(str(path))].problem is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        'json:{{"driver":"raw","file.filename":"{0}/base"}}',
+        "json:{{'driver':'raw','file':{{'driver':'file','filename':'{0}/base'}}}}",
+        "json:{{'driver':'file','filename':'{0}/./base'}}",
+        "file:{0}/base",
+    ],
+)
+def test_an_address_that_means_a_local_file_is_followed(tmp_path: Path, name: str):
+    (tmp_path / "base").write_bytes(bytes(1024))
+    path = image(tmp_path / "a.qcow2", "-u", "-b", name.format(tmp_path), "-F", "raw")
+    assert search(path).links[str(path)] == str(tmp_path / "base")
+
+
+def test_a_data_file_is_found_by_an_address(tmp_path: Path):
+    data = tmp_path / ("d" * 60)
+    path = image(tmp_path / "a.qcow2", "-o", f"data_file={data}")
+    name = f"json:{{'driver':'file','filename':'{tmp_path}/data'}}"
+    room = len(str(data))
+    short = os.path.relpath(tmp_path / "data", tmp_path)
+    name = f"json:{{'driver':'file','filename':'{short}'}}".ljust(room)
+    assert len(name) == room
+    path.write_bytes(path.read_bytes().replace(str(data).encode(), name.encode()))
+    data.rename(tmp_path / "data")
+    with contextlib.chdir(tmp_path):
+        (found,) = search(path).found.values()
+    assert found.problem is None
+    assert found.data == LocalFiles().identity(str(tmp_path / "data"))
+
+
+def test_who_has_a_file_open_is_seen_and_not_disturbed(tmp_path: Path):
+    path = image(tmp_path / "a.qcow2")
+    files = LocalFiles()
+
+    def use() -> str | None:
+        return read_file(files, str(path), files.identity(str(path))).use
+
+    assert use() is None
+    for access, wanted in ((Access.READ, Use.READ), (Access.WRITE, Use.WRITTEN), (Access.SHARED, None)):
+        held = files.open(str(path), access)
+        assert use() == wanted
+        held.close()
+    watcher = files.open(str(path), Access.PROBE)
+    assert use() is None
+    watcher.close()

@@ -86,3 +86,28 @@ def test_odd_names_are_escaped_and_work(folder: Path, capsys: pytest.CaptureFixt
     assert relocate("base.qcow2", "--to", f"../{name}") == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
     assert content(folder / name / name) == view
+
+
+def test_an_image_in_a_remembered_pool_is_not_left_without_its_base(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COWTREE_CATALOG", str(folder / "state/catalog.db"))
+    (folder / "pool").mkdir()
+    qemu_img("create", "-q", "-f", "qcow2", "-b", folder / "old/base.qcow2", "-F", "qcow2", folder / "pool/far.qcow2")
+    assert main(["cowtree", "pool", "add", str(folder / "pool")]) == 0
+    assert relocate("top.qcow2", "--to", "../new") == Refused.exit_status
+    assert f"{folder}/pool/far.qcow2 reads {folder}/old/base.qcow2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("driver", ["raw", "qcow2"])
+def test_an_overlay_that_names_its_base_by_an_address_moves_along(folder: Path, driver: str):
+    name = f"json:{{'driver':'{driver}','file.filename':'{folder}/old/base.qcow2'}}"
+    qemu_img("create", "-q", "-f", "qcow2", "-u", "-b", name, "-F", driver, "named.qcow2", "1M")
+    named = Path("named.qcow2")
+    # Only the address says the format.
+    named.write_bytes(named.read_bytes().replace(b"\xe2\x79\x2a\xca", b"\x12\x34\x56\x78"))
+    view = content(named)
+    assert relocate("base.qcow2", "--to", "../new") == 0
+    assert content(folder / "new/named.qcow2") == view
+    found = json.loads(qemu_img("info", "--output=json", folder / "new/named.qcow2"))
+    assert (found["backing-filename"], found["backing-filename-format"]) == ("base.qcow2", driver)

@@ -14,6 +14,7 @@ from cowtree import errors
 from cowtree.cli.main import main
 from cowtree.cli.tree import printable
 from cowtree.units import format_size
+from tests.cli.img.differential import held
 from tests.families import overwrite, stamp
 from tests.qemu import qemu_img
 
@@ -130,6 +131,7 @@ def test_the_json_names_each_image_its_parent_and_its_state(tmp_path: Path):
         "leaf": True,
         "whole": True,
         "problem": None,
+        "in-use": None,
         "notes": ["base ends at 1 KiB"],
     }
     assert (found["images"][3]["parent"], found["images"][3]["whole"]) == (f"{tmp_path}/gone.qcow2", False)
@@ -383,3 +385,14 @@ def test_a_text_is_printable_and_says_what_it_was(text: str, wanted: str):
 def test_a_text_is_printable_in_the_encoding_of_the_output():
     assert printable("é日", "ascii") == "\\xe9\\u65e5"
     assert printable("é日", "latin-1") == "é\\u65e5"
+
+
+def test_images_in_use_are_drawn_as_such(tmp_path: Path):
+    base = image(tmp_path / "base.qcow2")
+    top = image(tmp_path / "top.qcow2", "-b", "base.qcow2", "-F", "qcow2")
+    with held(top):
+        lines = shown(tmp_path)
+        found = json.loads(tree("--output=json", tmp_path).stdout)
+    assert [line.split("  ")[-1] for line in lines[2:4]] == ["in use, read", "leaf, in use, written"]
+    assert [(each["path"], each["in-use"]) for each in found["images"]] == [(str(base), "read"), (str(top), "written")]
+    assert "in use" not in "".join(shown(tmp_path))

@@ -113,3 +113,26 @@ def test_odd_names_are_escaped_and_work(folder: Path, capsys: pytest.CaptureFixt
     printed = capsys.readouterr()
     assert printed.out.endswith("freed 131072 bytes (128 KiB)\n")
     assert len(printed.out.splitlines()) == 2
+
+
+def test_readers_in_pools_that_are_remembered_count_and_one_that_is_not_there_is_told(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COWTREE_CATALOG", str(folder / "state/catalog.db"))
+    for name in ("pool", "gone"):
+        (folder / name).mkdir()
+        assert main(["cowtree", "pool", "add", name]) == 0
+    (folder / "gone").rmdir()
+    name = f"json:{{'driver':'qcow2','file.filename':'{folder}/base.qcow2'}}"
+    qemu_img("create", "-q", "-f", "qcow2", "-u", "-b", name, "-F", "qcow2", "pool/other.qcow2", "1M")
+    assert trim("--hidden", "top.qcow2") == Refused.exit_status
+    said = capsys.readouterr().err
+    assert said.startswith(f"cowtree: {folder}/gone: this pool is not there")
+    assert f"{folder}/pool/other.qcow2" in said
+
+
+def test_an_image_that_cannot_be_read_may_be_a_reader(folder: Path, capsys: pytest.CaptureFixture[str]):
+    Path("odd").write_bytes(Path("top.qcow2").read_bytes()[:4] + b"\0\0\0\x09" + bytes(600))
+    assert trim("--hidden", "top.qcow2") == Refused.exit_status
+    assert f"these could not be read: {folder}/odd" in capsys.readouterr().err
+    assert trim("top.qcow2") == 0

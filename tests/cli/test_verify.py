@@ -73,7 +73,11 @@ def test_a_commit_through_our_words_alarms_only_for_the_others(capsys: pytest.Ca
     for name in ("a", "b"):
         img(f"create -q -f qcow2 -b base -F qcow2 {name}")
     qemu_io(folder / "a", "write -P 1 0 64k")
+    (folder / "away").mkdir()
+    # Where nobody looks who commits.
+    (folder / "b").rename("away/b")
     img("commit -q a")
+    (folder / "away/b").rename("b")
     assert Verified(capsys, ".", "--output=json").states == {"a": "unchanged", "b": "changed"}
 
 

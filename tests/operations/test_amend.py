@@ -51,7 +51,7 @@ def test_zero_clusters_of_snapshots_share_clusters_of_zeroes(tmp_path: Path) -> 
     amend(files, IMAGE, asked=Asked(version=2), monitor=counting)
     assert_sound(files, IMAGE, is_done=True)
     assert through_snapshots(files) == seen
-    assert counting.total_bytes == counting.moved_bytes
+    assert counting.total_bytes == counting.moved_bytes > 0
     (tmp_path / IMAGE).write_bytes(files.snapshot()[IMAGE])
     assert_clean(tmp_path / IMAGE)
     for name, data in seen.items():

@@ -10,13 +10,13 @@ import pytest
 
 from cowtree.errors import CowtreeError, ImageLocked, MarkedCorrupt, Refused
 from cowtree.operations.bitmap import change
-from cowtree.operations.merge import commit
 from cowtree.plan.bitmap import Action
 from cowtree.storage.contract import Access
 from cowtree.storage.file import LocalFiles
 from cowtree.storage.memory import MemoryFiles
 from tests.crash import assert_sound, guest_view, write_more
 from tests.dirty import AUTO, IN_USE, Spans, dirty_through_nbd, entry_of, read_bitmaps, table_of
+from tests.permits import commit
 from tests.qemu import assert_clean, qemu_img, qemu_io
 from tests.sparse import MEMORY_MIB_MAX, peak_memory_mib
 

@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 import pytest
 
-from cowtree.operations.merge import Into, commit, pull, rebase
+from cowtree.operations.merge import pull, rebase
 from cowtree.storage.contract import FileSystem
 from cowtree.storage.faults import AFTER, BEFORE, Call, Fault, FaultyFiles, Killed
 from cowtree.storage.file import LocalFiles
 from cowtree.units import MIB
 from tests.crash import assert_sound, guest_view
 from tests.mounts import KINDS, mounted, mounted_image, used_bytes, without_power
+from tests.permits import Into, commit
 from tests.qemu import assert_clean, content, qemu_img, qemu_io, random_chain, run, run_well
 
 pytestmark = pytest.mark.slow

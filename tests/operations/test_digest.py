@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from cowtree import extents as ex
+from cowtree.chain.view import open_chain
 from cowtree.errors import MissingImage
 from cowtree.monitor import Counting
-from cowtree.operations.digest import CHUNK_BYTES, digest
+from cowtree.operations.digest import CHUNK_BYTES, chain_digest, digest
 from cowtree.storage.file import LocalFiles
 from tests.pictures import family
 from tests.qemu import content, qemu_img, random_chain
@@ -89,3 +91,14 @@ def test_a_million_clusters_take_little_memory(tmp_path: Path):
         from cowtree.storage.file import LocalFiles
         assert digest(LocalFiles(), sys.argv[1]).startswith("cowtree1:")"""
     assert peak_memory_mib(code, path) < MEMORY_MIB_MAX
+
+
+def test_what_lies_outside_of_the_ranges_counts_as_zeroes(tmp_path: Path):
+    path, other = tmp_path / "raw", tmp_path / "other"
+    path.write_bytes(b"A" * CHUNK_BYTES + b"B" * CHUNK_BYTES + b"C" * 512)
+    other.write_bytes(bytes(CHUNK_BYTES) + b"B" * CHUNK_BYTES + bytes(512))
+    chain = open_chain(FILES, str(path), "raw")
+    within = ex.one_range(CHUNK_BYTES, 2 * CHUNK_BYTES)
+    assert chain_digest(chain, None, within) == digest(FILES, str(other), "raw")
+    assert chain_digest(chain, None, ex.one_range(0, 1 << 40)) == digest(FILES, str(path), "raw")
+    chain.close()

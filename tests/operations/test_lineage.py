@@ -14,7 +14,7 @@ from cowtree.catalog.store import open_catalog
 from cowtree.chain import gate
 from cowtree.chain.view import open_chain
 from cowtree.errors import CowtreeError, ImageLocked, MarkedCorrupt, MissingImage, Refused, StaleBase
-from cowtree.operations import lineage, merge
+from cowtree.operations import lineage
 from cowtree.operations.create import create
 from cowtree.operations.lineage import CHANGED, TOUCHED, UNCHANGED, UNKNOWN, compare, noted, record, stale
 from cowtree.plan.create import NewImage
@@ -23,6 +23,7 @@ from cowtree.qcow2.lineage import find_record
 from cowtree.storage.contract import Access, FileSystem
 from cowtree.storage.file import LocalFiles
 from cowtree.storage.memory import MemoryFiles
+from tests import permits
 from tests.crash import Trial, stop_everywhere
 from tests.families import overwrite
 from tests.pictures import draw, see
@@ -306,7 +307,7 @@ def test_a_base_that_the_caller_gave_is_not_the_one_that_was_noted(base: Path, o
 def test_a_merge_may_say_that_all_is_well(base: Path, overlay: Path):
     other = make_overlay(base.with_name("sibling"), "base")
     qemu_io(overlay, "write -P 9 0 64k")
-    merge.commit(FILES, str(overlay))
+    permits.commit(FILES, str(overlay))
     assert state_of(other) == state_of(overlay) == CHANGED
     record(FILES, str(overlay))
     assert state_of(overlay) == UNCHANGED

@@ -16,12 +16,13 @@ from cowtree.errors import Refused
 from cowtree.monitor import Counting
 from cowtree.operations import merge
 from cowtree.operations.create import create
-from cowtree.operations.merge import Into
 from cowtree.plan.create import NewImage
 from cowtree.qcow2 import header as qcow2
 from cowtree.storage.contract import Access
 from cowtree.storage.file import LocalFiles
 from cowtree.storage.memory import MemoryFiles
+from tests import permits
+from tests.permits import Into
 from tests.pictures import CLUSTER_BYTES, commit, draw, family, pull, rebase, see, view
 from tests.qemu import RandomChain, assert_clean, content, qemu_img, qemu_io, random_chain, run
 
@@ -46,7 +47,7 @@ def test_commit_takes_what_lies_between_along():
 
 def test_commit_into_a_layer_in_the_middle_leaves_what_lies_below():
     made = family("A--0", "-B--", "--C-", "DDDD")
-    merge.commit(made.files, made.top, into=Into(made.names[2]))
+    permits.commit(made.files, made.top, into=Into(made.names[2]))
     assert (made.held(2), made.held(3)) == ("ABC0", "DDDD")
 
 
@@ -57,7 +58,7 @@ def test_commit_makes_a_short_base_longer():
 
 def test_a_base_that_grows_does_not_show_what_backs_it_further_on():
     made = family("A----", "BB", "CCCCC")
-    merge.commit(made.files, made.top)
+    permits.commit(made.files, made.top)
     assert (made.seen(0), made.seen(1)) == ("AB000", "AB000")
 
 
@@ -67,7 +68,7 @@ def test_a_base_that_is_longer_keeps_its_length():
 
 def test_what_a_longer_base_holds_in_the_last_cluster_of_the_top_stays():
     made = family("A", "--" + "--", "BBBBBB", base_cluster_bits=11)
-    merge.commit(made.files, made.top, into=Into(made.names[2]))
+    permits.commit(made.files, made.top, into=Into(made.names[2]))
     assert made.seen(2) == "ABBBBB"
 
 
@@ -77,7 +78,7 @@ def test_what_a_longer_base_shows_of_its_own_backing_in_that_cluster_stays_too()
     draw(made.files, middle, "------")
     top = NewImage("top", "qcow2", CLUSTER_BYTES, 9, backing_file="middle", backing_format="qcow2")
     draw(made.files, top, "A")
-    merge.commit(made.files, "top")
+    permits.commit(made.files, "top")
     assert see(made.files, "middle") == "ACCCCC"
 
 
@@ -89,45 +90,45 @@ def test_an_overlay_that_is_longer_than_the_top_sees_zeroes_behind_it_and_not_th
     # qemu-img and libvirt get this one wrong: after their commit the overlay sees old data of the base.
     made = family("-----", "-B", "ZZZZZ")
     before = made.seen()
-    merge.commit(made.files, made.names[1], into=Into(overlays=[made.top]))
+    permits.commit(made.files, made.names[1], into=Into(overlays=[made.top]))
     assert made.seen() == before == "ZB000"
     assert made.seen(2) == "ZB000"
 
 
 def test_an_overlay_that_is_longer_than_the_base_changes_nothing_behind_it():
     made = family("-----", "-B", "ZZZ")
-    merge.commit(made.files, made.names[1], into=Into(overlays=[made.top]))
+    permits.commit(made.files, made.names[1], into=Into(overlays=[made.top]))
     assert (made.seen(), made.seen(2)) == ("ZB000", "ZB0")
 
 
 def test_the_top_is_emptied_when_nothing_else_lies_on_it():
     made = family("A-0-", "BB-C")
-    outcome = merge.commit(made.files, made.top)
+    outcome = permits.commit(made.files, made.top)
     assert (made.held(), made.seen(), outcome.invalid) == ("----", "AB0C", ())
 
 
 def test_an_emptied_top_takes_no_more_space_than_a_new_one():
     made, new = family("A-0-BbCDEFGH", "BB-C--------"), family("------------", "BB-C--------")
-    merge.commit(made.files, made.top)
+    permits.commit(made.files, made.top)
     assert len(made.files.content(made.top)) <= len(new.files.content(new.top)) + CLUSTER_BYTES
 
 
 def test_the_top_may_be_kept_as_it_is():
     made = family("A-0-", "BB-C")
-    merge.commit(made.files, made.top, into=Into(empties_top=False))
+    permits.commit(made.files, made.top, into=Into(empties_top=False))
     assert (made.held(), made.seen()) == ("A-0-", "AB0C")
 
 
 def test_what_lies_between_top_and_base_is_invalid_afterwards():
     made = family("A---", "-B--", "--C-", "DDDD")
-    outcome = merge.commit(made.files, made.top, into=Into(made.names[3]))
+    outcome = permits.commit(made.files, made.top, into=Into(made.names[3]))
     assert outcome.invalid == made.names[1:3]
     assert made.seen() == "ABCD"
 
 
 def test_a_top_that_is_parted_from_its_overlays_is_invalid_too():
     made = family("A---", "-B--", "--C-", "DDDD")
-    outcome = merge.commit(made.files, made.names[1], into=Into(made.names[3], [made.top]))
+    outcome = permits.commit(made.files, made.names[1], into=Into(made.names[3], [made.top]))
     assert outcome.invalid == made.names[1:3]
     assert (made.seen(), made.held()) == ("ABCD", "A---")
 
@@ -136,7 +137,7 @@ def test_version_2_has_no_zero_clusters_so_zeroes_are_written_over_what_lies_bel
     made = family("0--", "B--", "CCC", version=2)
     top = NewImage("top", "qcow2", 3 * CLUSTER_BYTES, 9, backing_file=made.names[1], backing_format="qcow2")
     draw(made.files, top, "00-")
-    merge.commit(made.files, "top")
+    permits.commit(made.files, "top")
     assert (see(made.files, made.names[1]), made.held(1)) == ("00C", "00-")
 
 
@@ -213,7 +214,7 @@ def test_what_both_chains_share_is_not_expected_to_move():
 def test_the_monitor_hears_of_every_byte():
     made = family("AB-D", "---C", "CCCC")
     counting = Counting()
-    outcome = merge.commit(made.files, made.top, into=Into(made.names[2]), monitor=counting)
+    outcome = permits.commit(made.files, made.top, into=Into(made.names[2]), monitor=counting)
     assert counting.total_bytes == counting.moved_bytes == outcome.moved_bytes == 3 * CLUSTER_BYTES
     counting = Counting()
     made = family("A---", "-BC-", "-BXX")
@@ -260,7 +261,7 @@ def test_commit_does_what_qemu_img_does(seed, tmp_path):
     case = Case(tmp_path, seed)
     twins = case.copy("twin")
     is_direct = case.base == case.top - 1 and case.choose.random() < 0.7
-    merge.commit(FILES, case.path(case.top), into=Into(None if is_direct else case.path(case.base)))
+    permits.commit(FILES, case.path(case.top), into=Into(None if is_direct else case.path(case.base)))
     case.assert_same(case.top)
     words = [] if is_direct else ["-b", str(twins[case.base])]
     stock = run("qemu-img", "commit", "-f", "qcow2", *words, twins[case.top])
@@ -275,7 +276,7 @@ def test_commit_does_what_qemu_img_does(seed, tmp_path):
 @pytest.mark.soak
 def test_commit_below_an_overlay_changes_nothing_that_its_guest_sees(seed, tmp_path):
     case = Case(tmp_path, seed)
-    outcome = merge.commit(FILES, case.path(case.top), into=Into(case.path(case.base), [case.path(case.top + 1)]))
+    outcome = permits.commit(FILES, case.path(case.top), into=Into(case.path(case.base), [case.path(case.top + 1)]))
     assert outcome.invalid == tuple(case.path(index) for index in range(case.top, case.base, -1))
     for path in outcome.invalid:
         os.unlink(path)
@@ -357,7 +358,7 @@ def test_parts_of_compressed_and_of_shared_clusters_are_written_over(tmp_path):
     qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=512", "-b", "base", "-F", "qcow2", top)
     qemu_io(top, "write -P 2 1k 1k", "write -P 3 300k 5k", "write -z 500k 1k")
     seen = content(top)
-    merge.commit(FILES, str(top))
+    permits.commit(FILES, str(top))
     assert content(base) == content(top) == seen
     assert_clean(base)
 
@@ -367,7 +368,7 @@ def test_a_snapshot_in_the_base_keeps_its_content(tmp_path):
     qemu_img("snapshot", "-c", "before", base)
     qemu_io(base, "write -P 9 50k 100k")
     seen = content(top)
-    merge.commit(FILES, str(top))
+    permits.commit(FILES, str(top))
     assert content(top) == content(base) == seen
     assert_clean(base)
     assert_clean(top)
@@ -380,7 +381,7 @@ def test_a_snapshot_in_the_top_survives_the_emptying(tmp_path):
     qemu_img("snapshot", "-c", "before", top)
     seen = content(top)
     qemu_io(top, "write -P 8 0 64k")
-    merge.commit(FILES, str(top))
+    permits.commit(FILES, str(top))
     assert_clean(top)
     qemu_img("rebase", "-u", "-b", "", top)
     qemu_img("snapshot", "-a", "before", top)
@@ -400,7 +401,7 @@ def test_a_snapshot_that_does_not_know_its_size_keeps_the_base_from_growing(tmp_
     layer.close()
     before = base.read_bytes()
     with pytest.raises(Refused, match="snapshot 'before' does not say how large the disk was"):
-        merge.commit(FILES, str(top))
+        permits.commit(FILES, str(top))
     assert base.read_bytes() == before
 
 
@@ -408,7 +409,7 @@ def test_bitmaps_of_the_base_are_kept_right(tmp_path):
     base, top = stack(tmp_path)
     for words in (("--add", base, "active"), ("--add", "--disable", base, "frozen")):
         qemu_img("bitmap", *words)
-    merge.commit(FILES, str(top))
+    permits.commit(FILES, str(top))
     named = json.loads(qemu_img("info", "--output=json", base))["format-specific"]["data"]["bitmaps"]
     assert {each["name"]: each["flags"] for each in named} == {"active": ["auto"], "frozen": []}
     assert_clean(base)
@@ -420,7 +421,7 @@ def test_a_base_with_bitmaps_can_grow(tmp_path):
         qemu_img("bitmap", "-g", "512", *words)
     qemu_io(top, "write -P 7 50M 64k")
     seen = content(top)
-    merge.commit(FILES, str(top))
+    permits.commit(FILES, str(top))
     # Bitmaps that are too short for the disk must say so, or QEMU does not open the image at all.
     assert content(base) == seen
     assert_clean(base)
@@ -435,7 +436,7 @@ def test_an_image_that_a_stopped_run_left_dirty_is_mended_first(tmp_path):
     layer.file.pwrite(72, qcow2.DIRTY.to_bytes(8, "big"))
     layer.file.pwrite(int(image.refcount_table[0]) + 2 * image.host_cluster_count - 8, bytes(8))
     layer.close()
-    merge.commit(FILES, str(top))
+    permits.commit(FILES, str(top))
     assert content(base) == seen
     assert_clean(base)
 
@@ -452,7 +453,7 @@ def test_links_are_followed_where_words_alone_would_go_astray(tmp_path, is_relat
     qemu_img("create", "-q", "-f", "qcow2", "-b", names[1], "-F", "qcow2", top)
     qemu_io(middle, "write -P 2 64k 64k")
     seen = content(top)
-    merge.commit(FILES, str(middle), into=Into(overlays=[str(top)]))
+    permits.commit(FILES, str(middle), into=Into(overlays=[str(top)]))
     middle.unlink()
     assert content(top) == content(base, "raw") == seen
 

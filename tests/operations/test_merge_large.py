@@ -21,9 +21,11 @@ FILES = LocalFiles()
 EXTENDED = "cluster_size=16k,extended_l2=on"
 MERGE = """
 import sys
-from cowtree.operations import merge
+from cowtree.operations import family, merge
 from cowtree.storage.file import LocalFiles
-getattr(merge, sys.argv[1])(LocalFiles(), sys.argv[2])
+files, (verb, path) = LocalFiles(), sys.argv[1:]
+more = {"into": merge.Into(family.permit_commit(files, path))} if verb == "commit" else {}
+getattr(merge, verb)(files, path, **more)
 """
 
 

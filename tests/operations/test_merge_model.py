@@ -17,13 +17,14 @@ from cowtree.errors import Refused
 from cowtree.execute.writer import LayerWriter
 from cowtree.operations import merge
 from cowtree.operations.create import create
-from cowtree.operations.merge import Into
 from cowtree.plan.create import NewImage
 from cowtree.plan.put import Wish
 from cowtree.qcow2.header import ZLIB, ZSTD
 from cowtree.storage.contract import Access
 from cowtree.storage.file import LocalFiles
 from cowtree.storage.memory import MemoryFiles
+from tests import permits
+from tests.permits import Into
 from tests.pictures import view
 from tests.qemu import assert_clean, content, qemu_io
 
@@ -114,7 +115,7 @@ class Tree:
         base = self.parents[leaf]
         if base is None or self.children(leaf) or len(self.children(base)) > 1:
             return
-        merge.commit(FILES, self.path(leaf), into=Into(empties_top=self.choose.random() < 0.5))
+        permits.commit(FILES, self.path(leaf), into=Into(empties_top=self.choose.random() < 0.5))
         top, old = self.views[leaf], self.views[base]
         self.views[base] = top + old[len(top) :]
 
@@ -129,7 +130,7 @@ class Tree:
         base, merged = between[depth], between[:depth]
         if any(len(self.children(name)) > 1 for name in between[1 : depth + 1]):
             return
-        outcome = merge.commit(
+        outcome = permits.commit(
             FILES, self.path(top), into=Into(self.path(base), [self.path(each) for each in overlays])
         )
         assert outcome.invalid == tuple(self.path(name) for name in merged)

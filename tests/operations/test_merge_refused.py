@@ -25,13 +25,14 @@ from cowtree.errors import (
 )
 from cowtree.operations import merge
 from cowtree.operations.create import create
-from cowtree.operations.merge import Into
 from cowtree.plan.create import NewImage
 from cowtree.qcow2 import header as qcow2
 from cowtree.qcow2 import tables
 from cowtree.qcow2.image import Image
 from cowtree.storage.contract import Access
 from cowtree.storage.memory import MemoryFiles
+from tests import permits
+from tests.permits import Into
 from tests.pictures import Family, draw, family
 
 TIB = 1 << 40
@@ -166,14 +167,14 @@ def refuse(made: Family, error: type[CowtreeError], act: Callable[[], object]) -
 def test_a_damaged_base_is_not_committed_into(damage, error):
     made = family("ABCDABCD", "EFGHEFGH", base_cluster_bits=11)
     damage(made.files, made.names[1])
-    refuse(made, error, lambda: merge.commit(made.files, made.top))
+    refuse(made, error, lambda: permits.commit(made.files, made.top))
 
 
 @damaged
 def test_a_damaged_base_further_down_is_not_committed_into(damage, error):
     made = family("ABCDABCD", "--------", "EFGHEFGH", base_cluster_bits=11)
     damage(made.files, made.names[2])
-    refuse(made, error, lambda: merge.commit(made.files, made.top, into=Into(made.names[2])))
+    refuse(made, error, lambda: permits.commit(made.files, made.top, into=Into(made.names[2])))
 
 
 @damaged
@@ -201,7 +202,7 @@ def test_a_damaged_layer_that_is_only_read_stops_a_merge_before_it_begins(damage
 def test_a_missing_backing_file_is_named_with_its_overlay():
     made = family("A---", "-B--", "CCCC")
     made.files.unlink(made.names[2])
-    for act in (merge.commit, merge.pull):
+    for act in (permits.commit, merge.pull):
         sentence = refuse(made, MissingImage, partial(act, made.files, made.top))
         assert sentence.startswith("layer-2: No such file or directory (it backs layer-1)")
 
@@ -212,7 +213,7 @@ def test_a_chain_that_bites_its_tail():
     sentence = refuse(made, LoopInChain, lambda: merge.pull(made.files, made.top))
     assert "layer-2: Backing file 'layer-1' creates an infinite loop" in sentence
     merge.relink(made.files, made.names[1], backing=(made.names[1], "qcow2"))
-    refuse(made, LoopInChain, lambda: merge.commit(made.files, made.top))
+    refuse(made, LoopInChain, lambda: permits.commit(made.files, made.top))
 
 
 def test_a_rebase_onto_an_overlay_of_its_own():
@@ -224,13 +225,13 @@ def test_a_rebase_onto_an_overlay_of_its_own():
 def test_a_chain_of_300():
     made = family(*["-"] * 299, "Z")
     refuse(made, ChainTooDeep, lambda: merge.pull(made.files, made.top))
-    refuse(made, ChainTooDeep, lambda: merge.commit(made.files, made.top))
+    refuse(made, ChainTooDeep, lambda: permits.commit(made.files, made.top))
 
 
 def test_a_chain_of_256_is_merged():
     made = family(*["-"] * 100, "-A", *["B-C"] * 154, "----Z")
     assert made.seen() == "B"
-    merge.commit(made.files, made.names[1], into=Into(made.names[255], [made.top]))
+    permits.commit(made.files, made.names[1], into=Into(made.names[255], [made.top]))
     assert (made.seen(), made.seen(255)) == ("B", "B---Z".replace("-", "0"))
 
 
@@ -240,14 +241,14 @@ def test_layers_that_are_not_there():
     for name in ("stranger", "nobody"):
         sentence = refuse(made, NotInChain, partial(merge.pull, made.files, made.top, base=name))
         assert f"Did not find '{name}' in the backing chain of 'layer-0'" in sentence
-        refuse(made, NotInChain, partial(merge.commit, made.files, made.top, into=Into(name)))
+        refuse(made, NotInChain, partial(permits.commit, made.files, made.top, into=Into(name)))
 
 
 def test_words_that_make_no_sense():
     made = family("A---", "-B--")
-    refuse(made, WrongUse, lambda: merge.commit(made.files, made.top, into=Into(made.top)))
+    refuse(made, WrongUse, lambda: permits.commit(made.files, made.top, into=Into(made.top)))
     refuse(made, WrongUse, lambda: merge.pull(made.files, made.top, base=made.top))
-    refuse(made, Refused, lambda: merge.commit(made.files, made.names[1]))
+    refuse(made, Refused, lambda: permits.commit(made.files, made.names[1]))
     made.files.create("raw", 0o600).close()
     refuse(made, NotAnImage, lambda: merge.pull(made.files, "raw", "qcow2"))
 
@@ -258,7 +259,7 @@ def test_a_raw_image_has_no_backing_file():
         lambda: merge.rebase(made.files, made.names[1], "raw", backing=None),
         lambda: merge.pull(made.files, made.names[1], "raw"),
         lambda: merge.relink(made.files, made.names[1], "raw", backing=(made.top, "qcow2")),
-        lambda: merge.commit(made.files, made.names[1], "raw"),
+        lambda: permits.commit(made.files, made.names[1], "raw"),
     ):
         refuse(made, Refused, act)
 
@@ -266,15 +267,17 @@ def test_a_raw_image_has_no_backing_file():
 def test_an_overlay_that_lies_on_something_else():
     made = family("A---", "-B--", "CCCC")
     draw(made.files, NewImage("stranger", "qcow2", 2048, 9), "XXXX")
-    sentence = refuse(made, Refused, lambda: merge.commit(made.files, made.names[1], into=Into(overlays=["stranger"])))
+    sentence = refuse(
+        made, Refused, lambda: permits.commit(made.files, made.names[1], into=Into(overlays=["stranger"]))
+    )
     assert sentence.startswith("stranger is not an overlay of layer-1")
 
 
 def test_a_top_that_could_not_be_emptied_is_not_committed():
     made = family("A---", "-B--")
     mark_dirty_and_corrupt(made.files, made.top)
-    refuse(made, MarkedCorrupt, lambda: merge.commit(made.files, made.top))
-    merge.commit(made.files, made.top, into=Into(empties_top=False))
+    refuse(made, MarkedCorrupt, lambda: permits.commit(made.files, made.top))
+    permits.commit(made.files, made.top, into=Into(empties_top=False))
     assert made.seen(1) == "AB00"
 
 
@@ -284,7 +287,7 @@ def test_an_overlay_whose_header_has_no_room_for_the_base():
     made.files.rename(made.top, base)
     draw(made.files, NewImage("long", "qcow2", 2048, 12, backing_file=base, backing_format="qcow2"), "C---")
     draw(made.files, NewImage("top", "qcow2", 2048, 9, backing_file="long", backing_format="qcow2"), "----")
-    sentence = refuse(made, Refused, lambda: merge.commit(made.files, "long", into=Into(overlays=["top"])))
+    sentence = refuse(made, Refused, lambda: permits.commit(made.files, "long", into=Into(overlays=["top"])))
     assert sentence.startswith("top: the header has no room")
 
 
@@ -310,7 +313,7 @@ def test_an_address_in_place_of_a_file_name():
 def test_a_base_whose_table_would_be_too_long():
     made = family("A---", "-B--")
     create(made.files, NewImage("huge", "qcow2", TIB, 16, backing_file=made.top, backing_format="qcow2"))
-    sentence = refuse(made, Refused, lambda: merge.commit(made.files, "huge"))
+    sentence = refuse(made, Refused, lambda: permits.commit(made.files, "huge"))
     assert "a disk of 1099511627776 bytes is too large for clusters of 512 bytes" in sentence
 
 
@@ -320,6 +323,6 @@ def test_an_image_that_somebody_has_open(index):
     before = made.files.snapshot()
     held = made.files.open(made.names[index], Access.READ)
     with pytest.raises(ImageLocked):
-        merge.commit(made.files, made.top, into=Into(made.names[2]))
+        permits.commit(made.files, made.top, into=Into(made.names[2]))
     held.close()
     assert made.files.snapshot() == before

@@ -15,7 +15,7 @@ import pytest
 from cowtree.errors import Refused
 from cowtree.operations.bitmap import change
 from cowtree.operations.convert import Manner, convert, convert_into
-from cowtree.operations.merge import commit, pull, rebase
+from cowtree.operations.merge import pull, rebase
 from cowtree.plan.bitmap import Action
 from cowtree.plan.create import NewImage
 from cowtree.storage.contract import FileSystem
@@ -31,6 +31,7 @@ from tests.crash import (
     trial_of_new,
 )
 from tests.dirty import AUTO, Found, Spans, dirty_through_nbd, read_bitmaps
+from tests.permits import commit
 from tests.qemu import assert_clean, qemu_img, qemu_io
 
 Operation = Callable[[FileSystem], object]

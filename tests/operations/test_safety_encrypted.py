@@ -10,7 +10,6 @@ from cowtree.luks.volume import Encryption
 from cowtree.operations.convert import Manner, convert
 from cowtree.operations.create import create
 from cowtree.operations.encryption import furnish
-from cowtree.operations.merge import commit
 from cowtree.plan.create import NewImage
 from cowtree.storage.contract import FileSystem
 from cowtree.storage.memory import MemoryFiles
@@ -24,6 +23,7 @@ from tests.crash import (
     write_more,
 )
 from tests.operations.test_keyslots import Keyring
+from tests.permits import commit
 
 pytestmark = pytest.mark.slow
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from cowtree.operations.merge import commit, pull, rebase
+from cowtree.operations.merge import pull, rebase
 from cowtree.storage.memory import MemoryFiles
 from tests.crash import Trial, cut_power_everywhere, fail_everywhere, guest_view, kill_everywhere
 from tests.operations.test_safety_merge import Case, Disk, commit_case, finish, make, trial_of
+from tests.permits import commit
 
 # Subclusters of 512 bytes.
 FINE = "cluster_size=16k,extended_l2=on"

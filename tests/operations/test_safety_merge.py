@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from cowtree.operations.merge import Into, commit, pull, rebase
+from cowtree.operations.merge import pull, rebase
 from cowtree.storage.contract import FileSystem
 from cowtree.storage.memory import MemoryFiles
 from tests.crash import (
@@ -27,6 +27,7 @@ from tests.crash import (
     stop_everywhere,
     write_more,
 )
+from tests.permits import Into, commit
 from tests.qemu import assert_clean, check_of, content, qemu_img, qemu_io
 
 SAMPLE_COUNT = 4

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from cowtree.errors import ImageLocked, MissingImage, StorageFailed
-from cowtree.storage.contract import Access, FileSystem, Span
+from cowtree.storage.contract import Access, FileSystem, Span, Use
 from cowtree.storage.encrypted import EncryptedFile
 from cowtree.storage.faults import FaultyFiles
 from cowtree.storage.file import LocalFile, LocalFiles
@@ -330,6 +330,28 @@ def test_a_holder_keeps_out_whom_qemu_would(files, path, held, wanted, what):
         assert caught.value.facts == {"path": path, "what": what}
     holder.close()
     files.open(path, wanted).close()
+
+
+@pytest.mark.parametrize(
+    ("held", "use"),
+    [(Access.READ, Use.READ), (Access.WRITE, Use.WRITTEN), (Access.SHARED, None), (Access.PROBE, None)],
+)
+def test_who_looks_sees_what_others_do_and_keeps_nobody_out(files, path, held, use):
+    make(files, path, b"data")
+    probe = files.open(path, Access.PROBE)
+    assert probe.use() is None
+    holder = files.open(path, held)
+    assert probe.use() == use
+    assert probe.pread(0, 4) == b"data"
+    again = files.open(path, Access.PROBE)
+    assert again.use() == use
+    again.close()
+    # Nobody counts himself.
+    assert holder.use() is None
+    holder.close()
+    assert probe.use() is None
+    files.open(path, Access.WRITE).close()
+    probe.close()
 
 
 def test_a_file_that_is_not_there_cannot_be_opened(files, path):

@@ -12,7 +12,7 @@ import pytest
 
 from cowtree.errors import ImageLocked
 from cowtree.storage import locks
-from cowtree.storage.contract import Access
+from cowtree.storage.contract import Access, Use
 from cowtree.storage.file import LocalFiles
 from tests.qemu import qemu_img, qemu_io, run
 
@@ -94,6 +94,37 @@ def test_we_lock_the_bytes_that_qemu_locks(image, hold, access, options, expecte
     assert locked_bytes(image) == set()
     hold("-f", "qcow2", *options, image)
     assert locked_bytes(image) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "use"), [([], Use.WRITTEN), (["-r"], Use.READ), (["-r", "-U"], None)], ids=["write", "read", "forced"]
+)
+def test_we_see_what_qemu_does_with_an_image_and_lock_nothing_for_it(image, hold, options, use):
+    child = hold("-f", "qcow2", *options, image)
+    before = locked_bytes(image)
+    probe = FILES.open(str(image), Access.PROBE)
+    assert probe.use() == use
+    assert locked_bytes(image) == before
+    child.communicate(timeout=20)
+    assert probe.use() is None
+    assert locked_bytes(image) == set()
+    # While we look others may do what they want.
+    hold("-f", "qcow2", image)
+    assert probe.use() == Use.WRITTEN
+    probe.close()
+
+
+def test_a_server_that_exports_an_image_uses_it(image, tmp_path):
+    words = ["qemu-nbd", "-f", "qcow2", "--socket", str(tmp_path / "socket"), str(image)]
+    with subprocess.Popen(words) as server:
+        probe = FILES.open(str(image), Access.PROBE)
+        deadline = time.monotonic() + 20
+        while probe.use() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert probe.use() == Use.WRITTEN
+        server.terminate()
+    assert probe.use() is None
+    probe.close()
 
 
 def test_the_backing_file_of_a_guest_is_locked_too(image, hold, tmp_path):

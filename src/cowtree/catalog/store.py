@@ -233,9 +233,10 @@ class Catalog:
             words = "INSERT INTO merge (plan, started_ns) VALUES (?, ?) RETURNING id"
             return int(self._connection.execute(words, (plan, self._clock())).fetchone()[0])
 
-    def finish_merge(self, number: int) -> None:
-        """Note that a merge is done."""
-        self._change("UPDATE merge SET finished_ns = ? WHERE id = ?", self._clock(), number)
+    def finish_merge(self, number: int, plan: str | None = None) -> None:
+        """Note that a merge is done, and what is known of it then."""
+        words = "UPDATE merge SET finished_ns = ?, plan = coalesce(?, plan) WHERE id = ?"
+        self._change(words, self._clock(), plan, number)
 
     def mark_undone(self, number: int) -> None:
         """Note that a merge was undone."""
@@ -243,9 +244,14 @@ class Catalog:
 
     def last_merge(self) -> Merge | None:
         """The merge that was begun last and not undone."""
+        return next(iter(self.merges()), None)
+
+    def merges(self) -> list[Merge]:
+        """All merges that were not undone, the one first that was begun last."""
         columns = ", ".join(Merge._fields)
-        found = self._read(f"SELECT {columns} FROM merge WHERE undone_ns IS NULL ORDER BY id DESC LIMIT 1")
-        return Merge(*found[0]) if found else None
+        return [
+            Merge(*row) for row in self._read(f"SELECT {columns} FROM merge WHERE undone_ns IS NULL ORDER BY id DESC")
+        ]
 
     def note_speed(self, device: str, bytes_per_second: int) -> None:
         """Remember how fast a device is."""

@@ -6,12 +6,13 @@
 """
 
 import os
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from cowtree.chain.gate import LAYER_COUNT_MAX, QCOW2, RAW
 from cowtree.chain.graph import Graph, Key, connect, keys_of, target
-from cowtree.chain.search import ENDINGS, RAW_ENDINGS, Bounds, Found, Looked, Search, Unseen
+from cowtree.chain.search import ENDINGS, RAW_ENDINGS, Bounds, Found, Identity, Looked, Search, Unseen
 from cowtree.errors import ChainTooDeep, CowtreeError, LoopInChain, MissingImage
 from cowtree.storage.contract import FileSystem
 from cowtree.units import SECTOR_BYTES, format_size
@@ -22,7 +23,8 @@ BOUNDS: Final = Bounds()
 class Node(NamedTuple):
     """One image. None stands for what cannot be known. `backing` is the name and the format that the image declares,
     `parent` the index of the node that this means. A leaf backs nothing. A node is whole when it and all that it needs
-    is there and sound; its `problem` is only what is wrong with itself.
+    is there and sound; its `problem` is only what is wrong with itself. `use` is what others did with it when it was
+    looked at: `Use.READ`, `Use.WRITTEN`, or None when nobody had it open.
     """
 
     path: str
@@ -38,15 +40,24 @@ class Node(NamedTuple):
     has_snapshots: bool = False
     problem: CowtreeError | None = None
     notes: tuple[str, ...] = ()
+    use: str | None = None
 
 
 class Forest(NamedTuple):
-    """Trees of images, each base right before all that hangs on it. `looked` and `unseen` say how far was looked."""
+    """Trees of images, each base right before all that hangs on it. `looked` and `unseen` say how far was looked;
+    `unread` are the files there of which nobody can tell what they read.
+    """
 
     nodes: tuple[Node, ...]
     children: tuple[tuple[int, ...], ...]
     looked: tuple[Looked, ...]
     unseen: tuple[Unseen, ...]
+    unread: tuple[str, ...] = ()
+
+    @property
+    def doubtful(self) -> tuple[str, ...]:
+        """Where an image may be that reads another one without anybody knowing."""
+        return (*self.unread, *(place.path for place in self.unseen if place.is_failure))
 
     @property
     def roots(self) -> tuple[int, ...]:
@@ -145,7 +156,15 @@ def _grow(search: Search, graph: Graph, keys: set[Key]) -> Forest:
                 pending.append(Spot(key, len(nodes), spot.depth + 1, *below))
         nodes.append(node._replace(is_whole=is_sound))
         children.append([])
-    return Forest(tuple(nodes), tuple(map(tuple, children)), tuple(search.looked), tuple(search.unseen))
+    unread = tuple(sorted(_unread(search, graph)))
+    return Forest(tuple(nodes), tuple(map(tuple, children)), tuple(search.looked), tuple(search.unseen), unread)
+
+
+def _unread(search: Search, graph: Graph) -> Iterator[str]:
+    """The files whose header cannot be read, though they may be overlays of what is known."""
+    for key, found in search.found.items():
+        if found.problem and found.header is None and key not in graph.raw:
+            yield graph.paths[key]
 
 
 def _node(search: Search, graph: Graph, spot: Spot) -> Node:
@@ -167,6 +186,7 @@ def _node(search: Search, graph: Graph, spot: Spot) -> Node:
         has_snapshots=image_format == QCOW2 and found.header is not None and found.header.snapshot_count > 0,
         problem=None if is_only_raw else found.problem or (edge.problem if edge else None),
         notes=tuple(_notes(search, graph, found, size_bytes)),
+        use=found.use,
     )
 
 
@@ -174,7 +194,39 @@ def _missing(search: Search, graph: Graph, name: str) -> MissingImage:
     """Why a file that is not there is missed."""
     error, overlays = search.places[name], graph.overlays.get(name, ())
     facts = dict(error.facts) if isinstance(error, MissingImage) else {}
-    return MissingImage(**facts, **({"overlay": graph.paths[overlays[0]]} if overlays else {}))
+    if not overlays:
+        return MissingImage(**facts)
+    facts["overlay"] = graph.paths[overlays[0]]
+    place = next(iter(_moved(search, graph, name)), None)
+    if place is not None:
+        declared = graph.edges[overlays[0]].format or (QCOW2 if search.found[place].is_qcow2 else RAW)
+        words = ["cowtree", "img", "rebase", "-u", "-b", graph.paths[place], "-F", declared, facts["overlay"]]
+        facts["hint"] = f"it may be the one at {graph.paths[place]}: {shlex.join(words)}; or put the file back"
+    return MissingImage(**facts)
+
+
+def _moved(search: Search, graph: Graph, name: str) -> Sequence[Identity]:
+    """The files that may be one that is missing: called like it, and as long as its overlays remember. First those that
+    were last changed when these remember, too.
+    """
+    candidates = {key for key in search.called(os.path.basename(name)) if search.found[key].size_bytes is not None}
+    candidates -= {key for key in graph.hanging([name]) if not isinstance(key, str)}
+    if not candidates:
+        return ()
+    # It needs numpy, which most searches do without.
+    from cowtree.qcow2.lineage import find_record  # noqa: PLC0415
+
+    headers = (search.found[key].header for key in graph.overlays[name] if not isinstance(key, str))
+    known = [record for header in headers if header and (record := find_record(header)[0])]
+    ranked = []
+    for key in candidates:
+        found = search.found[key]
+        # With an external data file the record counts both files.
+        if found.data is None and any(record.size_bytes != found.size_bytes for record in known):
+            continue
+        is_as_old = any(record.mtime_ns == found.mtime_ns for record in known)
+        ranked.append((not is_as_old, graph.order(key), key))
+    return [key for *_, key in sorted(ranked)]
 
 
 def _form(graph: Graph, found: Found) -> tuple[str | None, int | None]:

@@ -400,7 +400,7 @@ def walk(
     layer = opener(files, path, image_format, access)
     seen = [files.identity(layer.path)]
     yield layer
-    below = Access.SHARED if access == Access.SHARED else Access.READ
+    below = access if access in (Access.SHARED, Access.PROBE) else Access.READ
     while (backing := _backing_of(files, layer)) is not None:
         if len(seen) == LAYER_COUNT_MAX:
             raise ChainTooDeep(path=path, limit=LAYER_COUNT_MAX)

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from cowtree.chain.address import WHOLE, Address, has_protocol, parse
 from cowtree.chain.gate import QCOW2, RAW
 from cowtree.chain.search import Identity, Search
 from cowtree.errors import ChainError, CowtreeError, MissingImage, NotAnImage
@@ -39,10 +40,10 @@ class Graph(NamedTuple):
     overlays: Mapping[Key, tuple[Key, ...]]
     raw: frozenset[Key]
 
-    def order(self, key: Key) -> tuple[int | str, ...]:
+    def order(self, key: Key) -> tuple[tuple[int | str, ...], str]:
         """Sorts names as people do: Snap-2 before Snap-10."""
         words = re.split("([0-9]+)", self.paths[key])
-        return (*(int(word) if index % 2 else word for index, word in enumerate(words)), self.paths[key])
+        return tuple(int(word) if index % 2 else word for index, word in enumerate(words)), self.paths[key]
 
     def parent(self, key: Key) -> Key | None:
         """The file that backs this one, if any."""
@@ -129,6 +130,8 @@ def _edge(search: Search, path: str, header: Header) -> Edge:
     name, declared, link = header.backing_file or "", header.backing_format, search.links[path]
     if isinstance(link, ChainError):
         return Edge(name, declared, None, link)
+    address = parse(name) if has_protocol(name) else None
+    declared = declared or (address.format if address else None)
     parent = keys_of(search, [link])[0]
     found = None if isinstance(parent, str) else search.found[parent]
     problem: CowtreeError | None = None
@@ -137,7 +140,16 @@ def _edge(search: Search, path: str, header: Header) -> Edge:
         problem = ChainError(path=path, reason=reason, hint="qemu-img convert -O qcow2 {path} COPY")
     elif declared == QCOW2 and found and not (found.is_qcow2 or found.is_device or found.problem):
         problem = NotAnImage(path=link, format=QCOW2, overlay=path)
+    if address and not _is_whole(address):
+        reason = "it names more of its base than a file, and not all of that is followed"
+        problem = ChainError(path=path, reason=reason, hint="cowtree img rebase -u -b BASE -F FORMAT {path}")
     return Edge(name, declared, parent, problem)
+
+
+def _is_whole(address: Address) -> bool:
+    """Whether an address means a whole file with all that the file itself names, and nothing else."""
+    is_plain = address.has_backing and not (address.backing or address.data_file or address.inner)
+    return is_plain and address.window == WHOLE and not isinstance(address.options.get("backing"), str)
 
 
 def _declared_raw(edges: Mapping[Key, Edge]) -> frozenset[Key]:

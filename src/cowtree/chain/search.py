@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from cowtree.chain import gate
+from cowtree.chain.address import has_protocol
 from cowtree.chain.aside import is_aside
 from cowtree.errors import BrokenHeader, ChainError, CowtreeError, MarkedCorrupt, MissingImage
 from cowtree.qcow2 import header as qcow2
@@ -61,7 +62,8 @@ class Unseen(NamedTuple):
 
 class Found(NamedTuple):
     """One file. `size_bytes` is where it ends, None when that is not known; `own_size_bytes` is what it takes on
-    disk, with its external data file. A file without the magic number has no header, and may be raw.
+    disk, with its external data file. A file without the magic number has no header, and may be raw. `use` is what
+    others do with it at this moment.
     """
 
     identity: Identity
@@ -72,6 +74,8 @@ class Found(NamedTuple):
     header: Header | None = None
     data: Identity | None = None
     problem: CowtreeError | None = None
+    use: str | None = None
+    mtime_ns: int = 0
 
 
 class Search:
@@ -94,6 +98,7 @@ class Search:
         self._bounds = bounds
         self._room = bounds.file_count
         self._visited: set[Identity] = set()
+        self._by_name: dict[str, list[Identity]] | None = None
 
     def begin(self, place: str) -> None:
         """Search below a folder, or take an image for given. Raises: MissingImage when it is not there."""
@@ -119,6 +124,15 @@ class Search:
                 self.looked.append(Looked(folder, is_deep=False))
         self._follow(names)
         return len(self.looked) > known
+
+    def called(self, name: str) -> list[Identity]:
+        """The files that bear this name, in whatever folder."""
+        if self._by_name is None:
+            self._by_name = {}
+            for identity, names in self.names.items():
+                for each in names:
+                    self._by_name.setdefault(os.path.basename(each), []).append(identity)
+        return self._by_name.get(name, [])
 
     def _walk(self, folder: str, depth_max: int) -> Iterator[str]:
         """Every name below a folder that may be that of an image."""
@@ -176,6 +190,7 @@ class Search:
             pending = [target for target in targets if target not in self.places]
 
     def _add_name(self, name: str, place: Identity, targets: dict[str, None]) -> None:
+        self._by_name = None
         names = self.names.setdefault(place, [])
         header = self.found[place].header
         if len(names) == NAME_COUNT_MAX:
@@ -231,13 +246,14 @@ def read_file(files: FileSystem, path: str, identity: Identity) -> Found:
             return found._replace(own_size_bytes=0, is_device=True)
         if stat.S_ISREG(status.st_mode) and not status.st_size:
             return found._replace(own_size_bytes=status.st_blocks * BLOCK_BYTES, size_bytes=0)
-        file = files.open(path, Access.SHARED)
+        file = files.open(path, Access.PROBE)
     except OSError as error:
         return found._replace(problem=MissingImage(path=path, reason=error.strerror))
     except CowtreeError as error:
         return found._replace(problem=error)
     try:
-        found = found._replace(own_size_bytes=status.st_blocks * BLOCK_BYTES)
+        own_size_bytes = status.st_blocks * BLOCK_BYTES
+        found = found._replace(own_size_bytes=own_size_bytes, use=file.use(), mtime_ns=status.st_mtime_ns)
         found = found._replace(size_bytes=file.size_bytes, is_qcow2=gate.probe(file) == gate.QCOW2)
         return _with_header(files, found, path, gate.read_header(path, file)) if found.is_qcow2 else found
     except CowtreeError as error:
@@ -253,7 +269,7 @@ def _with_header(files: FileSystem, found: Found, path: str, header: Header) -> 
     if header.data_file is None:
         return found._replace(problem=BrokenHeader(path=path, reason="'data-file' is required for this image"))
     try:
-        data_path = _plain(gate.data_file_path(path, header.data_file))
+        data_path = _plain(_data_place(path, header.data_file))
         data = files.identity(data_path)
         own = (found.own_size_bytes or 0) + os.stat(data_path).st_blocks * BLOCK_BYTES
     except ChainError as error:
@@ -277,9 +293,13 @@ def _kind(entry: os.DirEntry[str]) -> int:
 
 
 def _place(holder: str, name: str) -> str:
-    """Where a name inside an image leads. Raises: ChainError when it is an address, which nobody asked to follow."""
-    gate.refuse_address(holder, name)
+    """Where a name inside an image leads. Raises: ChainError when it is the address of what is no local file."""
     return _plain(gate.resolve_name(holder, name))
+
+
+def _data_place(holder: str, name: str) -> str:
+    """The same of the name of an external data file."""
+    return gate.resolve_name(holder, name) if has_protocol(name) else name
 
 
 def _plain(path: str) -> str:

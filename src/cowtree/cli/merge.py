@@ -5,6 +5,7 @@ What is printed is what is run: the plan is made once, shown, and then carried o
 
 import argparse
 import json
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -12,12 +13,14 @@ from cowtree.cli import pool, tree
 from cowtree.cli.progress import Bar
 from cowtree.cli.stop import stopping
 from cowtree.cli.tree import printable
-from cowtree.errors import WrongUse
+from cowtree.errors import CowtreeError, WrongUse
 from cowtree.units import format_size
 
 if TYPE_CHECKING:
-    from cowtree.operations.wish import Planned, Wish
+    from cowtree.operations.halves import Half
+    from cowtree.operations.wish import Manner, Planned, Wish
     from cowtree.plan.family import Family, Merge
+    from cowtree.storage.contract import FileSystem
 
 HELP: Final = {
     "commit": (
@@ -44,8 +47,10 @@ IMAGES: Final = {"commit": "TOP", "pull": "LAYER", "flatten": "LEAF", "delete": 
 EPILOG: Final = (
     "All images that read a file which changes must be part of the merge; else it is refused, and they are named. They "
     "are looked for in the folders of all images of the family, and in all pools. Of the ways that are left the "
-    "cheapest is taken: down, up, or one file in the place of another. After a stop 'cowtree recover' goes on."
+    "cheapest is taken: down, up, or one file in the place of another. After a stop the same command goes on, and so "
+    "does cowtree recover; cowtree undo takes the last merge back."
 )
+VERIFY: Final = "--verify"
 ACTS: Final = {
     (False, True): "commit {names} into {target}",
     (True, False): "pull {names} into {target}",
@@ -99,7 +104,21 @@ def _add_manner(parser: argparse.ArgumentParser) -> None:
     ending.add_argument(
         "--delete", action="store_true", help="remove them; without either they are renamed to NAME.invalid-TIME"
     )
+    parser.add_argument(
+        VERIFY,
+        nargs="?",
+        choices=("changed", "full"),
+        const="changed",
+        help="digest what every leaf shows before and after, where that comes from another file then, or with =full "
+        "all of it; nothing is removed before it is proven",
+    )
     parser.add_argument("-p", "--progress", action="store_true", help="show a bar when standard error is a terminal")
+
+
+def spell_out(words: list[str]) -> list[str]:
+    """Let the word that may have a value not take the next word for it."""
+    stop = words.index("--") if "--" in words else len(words)
+    return [f"{VERIFY}=changed" if word == VERIFY else word for word in words[:stop]] + words[stop:]
 
 
 def _count(text: str) -> int:
@@ -125,12 +144,32 @@ class Planning:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Plan, show the plan, and carry it out."""
-    from cowtree.operations.wish import grant, make_plan  # noqa: PLC0415  help does without
+    """Plan, show the plan, and carry it out; or complete what the same words began."""
+    from cowtree.operations import halves  # noqa: PLC0415  help does without
+    from cowtree.operations.wish import make_plan  # noqa: PLC0415
     from cowtree.storage.file import LocalFiles  # noqa: PLC0415
 
-    files = LocalFiles()
-    planned = make_plan(files, _wish(arguments))
+    files, wish, words = LocalFiles(), _wish(arguments), words_of(arguments)
+    named = [os.path.dirname(os.path.abspath(name)) for name in (wish.image, wish.base) if name]
+    if half := halves.find_same(words, [*named, *wish.pools]):
+        return _complete(arguments, half)
+    planned = make_plan(files, wish)
+    tree.tell_doubt(planned.forest)
+    folders = {os.path.dirname(member.path) for member in planned.family.members}
+    if half := halves.find_same(words, sorted(folders)):
+        return _complete(arguments, half)
+    return _begin(arguments, files, planned)
+
+
+def _begin(arguments: argparse.Namespace, files: "FileSystem", planned: "Planned") -> int:
+    """Show a plan, and carry it out if that is wanted."""
+    from cowtree.operations import halves  # noqa: PLC0415  help does without
+    from cowtree.operations.wish import grant, stale_bases  # noqa: PLC0415
+
+    if planned.plan.acts:
+        halves.refuse_begun(planned.family)
+    for error in stale_bases(files, planned):
+        tree.complain(str(error))
     is_dry = arguments.is_planning or arguments.dry_run
     if arguments.output == "human":
         for line in sentences(planned):
@@ -138,9 +177,41 @@ def run(arguments: argparse.Namespace) -> int:
     moved_bytes = None
     if not is_dry:
         with stopping(), Bar(arguments.act, is_wanted=arguments.progress) as monitor:
-            moved_bytes = grant(files, planned, words_of(arguments), monitor)
+            moved_bytes = grant(files, planned, words_of(arguments), _manner(arguments, monitor))
     if arguments.output == "json":
         print(json.dumps({**describe(planned), "moved": moved_bytes}, indent=4))
+    elif not is_dry:
+        proven = "; every leaf shows what it showed" if arguments.verify and planned.plan.acts else ""
+        print(f"moved {moved_bytes} bytes ({format_size(moved_bytes or 0)}){proven}")
+    return 0
+
+
+def _manner(arguments: argparse.Namespace, monitor: Bar) -> "Manner":
+    from cowtree.operations.history import History  # noqa: PLC0415  help does without
+    from cowtree.operations.wish import Manner  # noqa: PLC0415
+
+    return Manner(arguments.verify, History(arguments.catalog, warn_of), monitor)
+
+
+def warn_of(error: CowtreeError) -> None:
+    """Say why a merge is not remembered."""
+    tree.complain(f"this merge is not kept for cowtree undo: {error}")
+
+
+def _complete(arguments: argparse.Namespace, half: "Half") -> int:
+    """Complete what the same words began, or say that they would."""
+    from cowtree.operations.wish import resume  # noqa: PLC0415  help does without
+    from cowtree.storage.file import LocalFiles  # noqa: PLC0415
+
+    is_dry, is_json = arguments.is_planning or arguments.dry_run, arguments.output == "json"
+    if not is_json:
+        print(f"this merge was begun and is not done: it {'would be' if is_dry else 'is'} completed", flush=True)
+    moved_bytes = None
+    if not is_dry:
+        with stopping(), Bar(arguments.act, is_wanted=arguments.progress) as monitor:
+            moved_bytes = resume(LocalFiles(), half.path, _manner(arguments, monitor))
+    if is_json:
+        print(json.dumps({"verb": arguments.act, "begun": half.path, "moved": moved_bytes}, indent=4))
     elif not is_dry:
         print(f"moved {moved_bytes} bytes ({format_size(moved_bytes or 0)})")
     return 0
@@ -150,9 +221,7 @@ def _wish(arguments: argparse.Namespace) -> "Wish":
     from cowtree.operations import order  # noqa: PLC0415
     from cowtree.operations.wish import Wish  # noqa: PLC0415
 
-    pools, gone = pool.find_pools(arguments.catalog)
-    for error in gone:
-        tree.complain(str(error))
+    pools = tree.find_pools(arguments.catalog)
     if arguments.force and arguments.with_dependants:
         raise WrongUse(reason="--with-dependants saves those whom --force would give up", hint="one of the two")
     ending = order.RENAME
@@ -171,10 +240,12 @@ def _wish(arguments: argparse.Namespace) -> "Wish":
 
 
 def words_of(arguments: argparse.Namespace) -> list[str]:
-    """The words that mean the same merge."""
-    words = [arguments.act, arguments.image]
+    """The words that mean the same merge, whatever folder they are typed in."""
+    words = [arguments.act, os.path.abspath(arguments.image)]
     if getattr(arguments, "base", None):
-        words += ["--base", arguments.base]
+        words += ["--base", os.path.abspath(arguments.base)]
+    if getattr(arguments, "max_depth", None):
+        words += ["--max-depth", str(arguments.max_depth)]
     return words
 
 

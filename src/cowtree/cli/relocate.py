@@ -4,8 +4,9 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
+from cowtree.cli.pool import add_catalog_option
 from cowtree.cli.progress import Bar
-from cowtree.cli.tree import printable
+from cowtree.cli.tree import find_pools, printable
 
 if TYPE_CHECKING:
     from cowtree.operations.relocate import Member, Relocation
@@ -37,11 +38,12 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         action="append",
         default=[],
         metavar="FOLDER",
-        help="another folder in which images may lie that read one of these; may be given several times",
+        help="a folder beside the pools in which images may lie that read one of these; may be given several times",
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would move where, and change nothing")
     parser.add_argument("--output", choices=("human", "json"), default="human", help="human (the default) or json")
     parser.add_argument("-p", "--progress", action="store_true", help="show a bar when standard error is a terminal")
+    add_catalog_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -51,7 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     from cowtree.storage.file import LocalFiles  # noqa: PLC0415
 
     files = LocalFiles()
-    wanted = Wanted(arguments.paths, arguments.to, arguments.pool, arguments.flat, arguments.absolute)
+    pools = [*arguments.pool, *find_pools(arguments.catalog)]
+    wanted = Wanted(arguments.paths, arguments.to, pools, arguments.flat, arguments.absolute)
     found = plan(files, wanted)
     rows = _rows(found)
     if arguments.output == "human":

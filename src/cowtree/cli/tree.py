@@ -139,6 +139,22 @@ def complain(sentence: str) -> None:
     print(f"cowtree: {printable(sentence)}", file=sys.stderr)
 
 
+def find_pools(catalog_path: str | None) -> list[str]:
+    """The pools that are there; of each that is not it is said. Raises: CatalogError."""
+    pools, gone = pool.find_pools(catalog_path)
+    for error in gone:
+        complain(str(error))
+    return pools
+
+
+def tell_doubt(forest: "Forest") -> None:
+    """Say where images may be that read others without anybody knowing."""
+    if forest.doubtful:
+        complain(
+            f"whether an image that could not be read needs one of these is not known: {', '.join(forest.doubtful)}"
+        )
+
+
 def complaints(forest: "Forest") -> Iterator[str]:
     """Say what is broken, and where nobody has looked."""
     yield from map(str, forest.problems)
@@ -189,6 +205,7 @@ def _describe_node(forest: "Forest", node: "Node") -> dict[str, object]:
         "leaf": node.is_leaf,
         "whole": node.is_whole,
         "problem": _describe_problem(node.problem) if node.problem else None,
+        "in-use": node.use,
         "notes": list(node.notes),
     }
 
@@ -237,6 +254,8 @@ def _states(node: "Node", folder: str) -> Iterator[str]:
         yield WORDS.get(type(node.problem), "broken")
     if node.is_leaf:
         yield "leaf" if node.is_whole or node.problem else "leaf of a broken chain"
+    if node.use:
+        yield f"in use, {node.use}"
     yield from node.notes
     if node.other_names:
         yield f"also {', '.join(_short(name, folder) for name in node.other_names)}"

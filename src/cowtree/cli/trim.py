@@ -5,8 +5,9 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from cowtree.cli.pool import add_catalog_option
 from cowtree.cli.progress import Bar
-from cowtree.cli.tree import printable
+from cowtree.cli.tree import find_pools, printable
 from cowtree.units import format_size
 
 if TYPE_CHECKING:
@@ -39,11 +40,12 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         action="append",
         default=[],
         metavar="FOLDER",
-        help="another folder in which images may lie that read the bases; may be given several times",
+        help="a folder beside the pools in which images may lie that read the bases; may be given several times",
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would be dropped, and change nothing")
     parser.add_argument("--output", choices=("human", "json"), default="human", help="human (the default) or json")
     parser.add_argument("-p", "--progress", action="store_true", help="show a bar when standard error is a terminal")
+    add_catalog_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -55,9 +57,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     files, plans = LocalFiles(), list["Plan"]()
     is_human = arguments.output == "human"
+    pools = find_pools(arguments.catalog)
 
     def look(folders: Sequence[str]) -> "Forest":
-        return survey(files, [arguments.image, *folders, *arguments.pool])
+        return survey(files, [arguments.image, *folders, *arguments.pool, *pools])
 
     def tell(plan: "Plan") -> None:
         plans.append(plan)

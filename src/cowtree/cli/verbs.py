@@ -5,7 +5,7 @@ import sys
 from typing import Any, Final, NoReturn, Protocol
 
 from cowtree import __version__
-from cowtree.cli import digest, merge, pool, recover, relocate, tree, trim, verify
+from cowtree.cli import digest, merge, pool, recover, relocate, tree, trim, undo, verify
 from cowtree.errors import WrongUse
 
 
@@ -22,6 +22,7 @@ VERBS: Final[dict[str, Verb]] = {
     **{name: merge.Verb(name) for name in merge.HELP},
     "plan": merge.Planning(),
     "recover": recover,
+    "undo": undo,
     "trim": trim,
     "relocate": relocate,
     "pool": pool,
@@ -64,7 +65,7 @@ def run(words: list[str]) -> int:
     if not words[0].startswith("-") and words[0] not in (*VERBS, IMG):
         raise WrongUse(reason=f"there is no verb '{words[0]}'", hint="cowtree --help")
     try:
-        arguments = parser.parse_args(words)
+        arguments = parser.parse_args(merge.spell_out(words))
     except SystemExit as end:
         # argparse has shown help or the version.
         return int(end.code or 0)

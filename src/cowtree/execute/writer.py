@@ -91,8 +91,11 @@ class LayerWriter:
         held, fates = self._decide(image, wish, start, stop)
         if len(fates.cluster):
             counts = load.load_counts(self.file, image, *put.demand(image, held, fates))
-            steps, image = put.place(Slice(image, held, counts), fates, wish)
+            steps, image = self._place(Slice(image, held, counts), fates, wish)
             self._run([*begin, *steps], image)
+
+    def _place(self, piece: Slice, fates: Fates, wish: Wish) -> tuple[list[Step], Image]:
+        return put.place(piece, fates, wish)
 
     def put_packed(self, cluster: Offsets, packed: list[bytes]) -> None:
         """Put compressed clusters into the layer, which must hold none of them alone. Raises: Refused, BrokenTable."""

@@ -11,6 +11,7 @@ until another file has it, and the target keeps its old name until nobody links 
 """
 
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from cowtree.operations import fold
 from cowtree.operations.check import trusted
 from cowtree.operations.fold import Fold, Link
 from cowtree.operations.order import DELETE, KEEP, LEAVE, LINK, MOVE, NAME, Order, Progress, forget, load, save
+from cowtree.operations.renew import renewed
 from cowtree.operations.tally import Tally
 from cowtree.plan.family import Merge
 from cowtree.storage.contract import Access, FileSystem
@@ -72,7 +74,8 @@ class Act:
             max([chain.size_bytes, *(min(size, target_bytes) for size in sizes)]) if depth else chain.size_bytes
         )
         size_bytes = max(chain.size_bytes, target_bytes) if sizes else chain.size_bytes
-        return chain, Fold(depth, len(act.group) - 1, seen_bytes, size_bytes, self._link_below(chain))
+        is_beside = self.order.is_atomic
+        return chain, Fold(depth, len(act.group) - 1, seen_bytes, size_bytes, self._link_below(chain), is_beside)
 
     def _compare(self, chain: Chain) -> None:
         """Refuse a chain that somebody has changed since it was looked at."""
@@ -158,7 +161,7 @@ class Act:
 
     def leave(self) -> None:
         """Set aside or remove what nobody needs any more: from the top down, so that none is there without its base."""
-        ending, target, name = self.order.ending, self.target_path, self.name_path
+        ending, target, name = self.order.leaving, self.target_path, self.name_path
         for path in self.family.paths(self.family.left_over(self.act)) if ending != KEEP else ():
             if self._is_there(path) and ending == DELETE:
                 self.files.unlink(path)
@@ -184,12 +187,17 @@ class Act:
         return True
 
 
-def carry_out(files: FileSystem, order: Order, journal: "Journal", tally: Tally) -> None:
-    """Carry out all that is left of an order. Raises: what its phases raise; then the same call goes on."""
+def carry_out(
+    files: FileSystem, order: Order, journal: "Journal", tally: Tally, finish: Callable[[], None] = lambda: None
+) -> None:
+    """Carry out all that is left of an order, and then `finish`, which is called again when that was stopped.
+    Raises: what its phases and `finish` raise; then the same call goes on.
+    """
     for number in range(journal.progress.act, len(order.acts)):
         act = Act(files, journal.order, number)
         with ExitStack() as stack:
             _do(act, journal, tally, stack)
+    finish()
     journal.close()
 
 
@@ -214,7 +222,12 @@ def _do(act: Act, journal: "Journal", tally: Tally, stack: ExitStack) -> None:
         chain, wanted = act.open(stack)
         overlays = act.open_overlays(stack)
         begin = journal.begin_of(chain, act)
-        fold.run(chain, wanted, tally, begin, journal.mark)
+        if wanted.is_beside and chain.images[wanted.target] is None:
+            journal.mark(0)
+            with renewed(act.files, chain, wanted.target, tally) as chain:
+                fold.run(chain, wanted, tally)
+        else:
+            fold.run(chain, wanted, tally, begin, journal.mark)
         journal.reach(NAME)
     else:
         if progress.phase == MOVE:
@@ -244,7 +257,7 @@ class Journal:
         others = (layer.path for index, layer in enumerate(chain.layers) if index != act.act.depth)
         times = (self.files.times(path) for path in others)
         sources = tuple((each.size_bytes, each.mtime_ns) for each in times)
-        if sources != self.progress.sources:
+        if sources != self.progress.sources or self.order.is_atomic:
             self.progress = self.progress._replace(begin=0, sources=sources)
         return self.progress.begin
 

@@ -29,7 +29,7 @@ NO_CHAIN: Final = Chain((), ())
 # A qcow2 image answers for at most so many bytes at once.
 _ANSWER_BYTES_MAX: Final = (1 << 31) - 1
 # What strict mode compares, by kind of extent: data, zero, has an offset, allocated.
-_STATUS: Final = np.array([0b0100, 0b1011, 0b0101, 0b0111, 0b1001, 0b0101, 0b1111, 0b0110], np.uint8)
+_STATUS: Final = np.array([0b0100, 0b1011, 0b0101, 0b0111, 0b1001, 0b0101, 0b1001, 0b1111, 0b0110], np.uint8)
 
 
 class Verdict(NamedTuple):

@@ -60,6 +60,17 @@ def new_file(files: FileSystem, path: str, mode: int) -> Iterator[Storage]:
     if os.path.islink(path):
         path = os.path.realpath(path)
     replaced = _hold(files, path)
+    try:
+        with renewed_file(files, path, mode) as file:
+            yield file
+    finally:
+        if replaced is not None:
+            replaced.close()
+
+
+@contextmanager
+def renewed_file(files: FileSystem, path: str, mode: int) -> Iterator[Storage]:
+    """The same for whoever holds the file that is replaced, and calls it by its own name."""
     temporary = temporary_name(path)
     try:
         file = files.create(temporary, mode)
@@ -78,9 +89,6 @@ def new_file(files: FileSystem, path: str, mode: int) -> Iterator[Storage]:
         if error.facts["path"] == temporary:
             error.facts["path"] = path
         raise
-    finally:
-        if replaced is not None:
-            replaced.close()
 
 
 def _hold(files: FileSystem, path: str) -> Storage | None:

@@ -41,8 +41,10 @@ def digest(files: FileSystem, path: str, image_format: str | None = None, monito
         chain.close()
 
 
-def chain_digest(chain: Chain, monitor: Monitor | None = None) -> str:
-    """Compute the digest of the disk that is seen through an open chain."""
+def chain_digest(chain: Chain, monitor: Monitor | None = None, within: Ranges | None = None) -> str:
+    """Compute the digest of the disk that is seen through an open chain; `within` are sorted ranges of whole chunks,
+    and all others then count as zeroes.
+    """
     monitor = monitor or Silent()
     hollow = mapping.hollow_layers(chain)
     whole = hashlib.sha256(chain.size_bytes.to_bytes(8, "big"))
@@ -50,6 +52,8 @@ def chain_digest(chain: Chain, monitor: Monitor | None = None) -> str:
         for start, stop in windows(chain, chain.size_bytes):
             seen = mapping.data(chain, start, stop, hollow)
             chunks = _whole_chunks(seen.ranges, stop)
+            if within is not None:
+                chunks = ex.intersect(chunks, within)
             monitor.expect(chunks.total_bytes)
             for page in ahead(pages(chain, seen, chunks)):
                 for records in threads.map(lambda part: b"".join(_records(*part)), _split(page)):

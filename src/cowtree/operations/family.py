@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from cowtree.chain.forest import Forest, Node, survey
-from cowtree.chain.gate import QCOW2, RAW
-from cowtree.errors import MissingImage
-from cowtree.plan.family import Family, Member
+from cowtree.chain.gate import QCOW2, RAW, Layer, close_all, is_same, open_chain
+from cowtree.errors import MissingImage, NotInChain
+from cowtree.plan.family import Family, Member, Merge
+from cowtree.plan.permit import Permit, permit
 from cowtree.storage.contract import FileSystem
 
 
@@ -50,9 +51,57 @@ def find(files: FileSystem, name: str, places: Sequence[str] = ()) -> Kin:
                 device,
                 _why_not(node),
                 node.has_snapshots,
+                node.use,
             )
         )
     return Kin(Family(tuple(members)), forest, tuple(identities[index] for index in wanted))
+
+
+def around(files: FileSystem, layers: Sequence[Layer], places: Sequence[str] = ()) -> Kin:
+    """Find all that hangs on the images of an open chain, in their folders and in `places`. These are the first
+    members, the top first, and lie on each other as they are open, whatever the forest makes of their names; that
+    nothing stands against opening them is known.
+    Raises: MissingImage.
+    """
+    forest = survey(files, [*(layer.path for layer in layers), *places])
+    own = [files.identity(layer.path) for layer in layers]
+    numbers: dict[int, int] = {}
+    identities: list[tuple[int, int] | None] = [*own]
+    parents: list[int | None] = [*range(1, len(own)), None]
+    members = [Member(layer.path, layer.format, layer.size_bytes) for layer in layers]
+    for index, node in enumerate(forest.nodes):
+        identity = _identity(files, node)
+        numbers[index] = own.index(identity) if identity in own else len(members)
+        if identity not in own:
+            members.append(Member(node.path, node.format or "", node.size_bytes or 0))
+            identities.append(identity)
+            parents.append(None if node.parent is None else numbers[node.parent])
+    family = Family(tuple(each._replace(parent=parent) for each, parent in zip(members, parents, strict=True)))
+    return Kin(family, forest, tuple(identities))
+
+
+def prove_commit(
+    files: FileSystem, layers: Sequence[Layer], base: int, places: Sequence[str] = ()
+) -> tuple[Permit, Forest]:
+    """Prove that no image in the folders of a chain, nor in `places`, reads what a commit into layer `base` changes.
+    Returns: the permit, and how far was looked.
+    Raises: Refused, with the names of those that do.
+    """
+    kin = around(files, layers, places)
+    return permit(kin.family, [Merge(tuple(range(base + 1)), base, base)]), kin.forest
+
+
+def permit_commit(files: FileSystem, path: str, base: str | None = None, places: Sequence[str] = ()) -> Permit:
+    """The same for an image and the path of one below it, or the one that backs it.
+    Raises: NotInChain, Refused, and what opening raises.
+    """
+    layers = open_chain(files, path)
+    close_all(layers)
+    same = (index for index, layer in enumerate(layers) if index and (base is None or is_same(files, layer.path, base)))
+    index = next(same, None)
+    if index is None:
+        raise NotInChain(path=path, wanted=base or "a backing file")
+    return prove_commit(files, layers, index, places)[0]
 
 
 def _tree(forest: Forest, index: int) -> list[int]:

@@ -8,15 +8,20 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from cowtree import extents as ex
+from cowtree.chain import gate
+from cowtree.chain.load import load_image
 from cowtree.chain.view import ALIGNMENT_BYTES, Chain, layer_extents, resolve, windows
-from cowtree.execute.writer import LayerWriter
+from cowtree.execute.beside import BesideWriter
+from cowtree.execute.writer import LayerWriter, refuse_plain_data
+from cowtree.monitor import Monitor
 from cowtree.operations.check import trusted
+from cowtree.operations.renew import own_bytes
 from cowtree.operations.resize import resize
 from cowtree.operations.tally import Tally
 from cowtree.plan.fold import Views, fold_wish
 from cowtree.plan.put import Bill, Wish
 from cowtree.plan.resize import refuse
-from cowtree.qcow2.geometry import round_up
+from cowtree.qcow2.geometry import L1_ENTRY_BYTES, round_up
 
 Span = tuple[int, int]
 Link = tuple[str, str]
@@ -27,7 +32,8 @@ MARK_BYTES: Final = 256 << 20
 
 class Fold(NamedTuple):
     """Layer `target` of a chain takes over what the layers [0, last] hold. `seen_bytes` is how far somebody looks at
-    the result, `size_bytes` how large its disk is in the end, `link` its backing file then.
+    the result, `size_bytes` how large its disk is in the end, `link` its backing file then. `is_beside` says that the
+    target must show what it shows, or all that it shall show, at every moment.
     """
 
     target: int
@@ -35,6 +41,7 @@ class Fold(NamedTuple):
     seen_bytes: int
     size_bytes: int
     link: Link | None = None
+    is_beside: bool = False
 
     @property
     def links(self) -> bool:
@@ -70,27 +77,52 @@ class Fold(NamedTuple):
             after=resolve(after, start, stop),
         )
         below_span = (start, max(min(stop, target.size_bytes), start))
-        return fold_wish(views, below_span, past_end, has_backing=self.last + 1 < count)
+        wish = fold_wish(views, below_span, past_end, has_backing=self.last + 1 < count)
+        if not (self.is_beside and self.links):
+            return wish
+        # The new content must be right over the old backing file too, before it is linked past.
+        return wish._replace(after=ex.over(views.shown.of_kind(*ex.BYTES), views.after), has_backing_after=True)
+
+    def writer(self, chain: Chain, monitor: Monitor | None = None) -> LayerWriter:
+        """What writes to the target in the way that is wanted. Raises: Refused."""
+        if self.is_beside and chain.images[self.target] is not None:
+            return BesideWriter(chain, self.target, self.size_bytes, monitor)
+        return LayerWriter(chain, self.target, monitor)
 
 
 def price(chain: Chain, fold: Fold, begin: int = 0) -> Bill:
-    """What a fold will cost; the chain needs to be open for reading only."""
-    writer, total = LayerWriter(chain, fold.target), Bill()
+    """What a fold will cost; the chain needs to be open for reading only. Raises: Refused when it cannot be done."""
+    writer, total = fold.writer(chain), Bill()
+    _survey_ends(writer, fold)
     for span in fold.spans(chain, begin):
         total = total.plus(writer.price(fold.wish(chain, span), *span))
-    return total
+    return total.plus(_own(chain, fold))
 
 
 def survey(chain: Chain, fold: Fold, begin: int = 0) -> Bill:
     """The same, and everything is refused that cannot be done. Raises: Refused, BrokenTable."""
-    writer, total = LayerWriter(chain, fold.target), Bill()
+    writer, total = fold.writer(chain), Bill()
     _survey_ends(writer, fold)
     for span in fold.spans(chain, begin):
         total = total.plus(writer.survey(fold.wish(chain, span), *span))
-    return total
+    return total.plus(_own(chain, fold))
+
+
+def _own(chain: Chain, fold: Fold) -> Bill:
+    """What building beside costs whatever is put: a raw file is copied, a qcow2 image gets another L1 table."""
+    image = chain.images[fold.target]
+    if not fold.is_beside:
+        return Bill()
+    if image is None:
+        copied = own_bytes(chain, fold.target)
+        return Bill(copied, copied, copied)
+    geometry = image.geometry
+    count = max(geometry.l1_entry_count(fold.size_bytes), len(image.l1))
+    return Bill(new_bytes=geometry.cluster_count(count * L1_ENTRY_BYTES) << geometry.cluster_bits)
 
 
 def _survey_ends(writer: LayerWriter, fold: Fold) -> None:
+    refuse_plain_data(writer.chain.layers[fold.target])
     own_bytes = writer.chain.layers[fold.target].size_bytes
     if fold.size_bytes > own_bytes:
         writer.survey_growth(fold.size_bytes)
@@ -106,13 +138,14 @@ def run(chain: Chain, fold: Fold, tally: Tally, begin: int = 0, mark: Callable[[
     Raises: Refused and BrokenTable before anything changes, StorageFailed. Returns: the chain as it is then.
     """
     own_bytes = chain.layers[fold.target].size_bytes
-    writer = LayerWriter(trusted(chain, fold.target), fold.target, tally)
+    writer = fold.writer(trusted(chain, fold.target), tally)
     _survey_ends(writer, fold)
     spans = list(fold.spans(writer.chain, begin))
     bills = [writer.survey(fold.wish(writer.chain, span), *span) for span in spans]
     tally.expect(sum(bill.moved_bytes for bill in bills))
     mark(begin)
-    if fold.size_bytes > own_bytes:
+    is_beside = isinstance(writer, BesideWriter)
+    if fold.size_bytes > own_bytes and not is_beside:
         writer.prepare_growth(fold.size_bytes)
     unmarked_bytes = 0
     for span, bill in zip(spans, bills, strict=True):
@@ -120,19 +153,33 @@ def run(chain: Chain, fold: Fold, tally: Tally, begin: int = 0, mark: Callable[[
             before = tally.moved_bytes
             writer.put(fold.wish(writer.chain, part), *part)
             unmarked_bytes += tally.moved_bytes - before
-            if unmarked_bytes >= MARK_BYTES:
+            # What is built beside is of no use before it is switched to.
+            if unmarked_bytes >= MARK_BYTES and not is_beside:
                 writer.flush()
                 mark(part[1])
                 unmarked_bytes = 0
-    if fold.size_bytes > own_bytes:
+    if isinstance(writer, BesideWriter):
+        writer.switch()
+    elif fold.size_bytes > own_bytes:
         writer.grow(fold.size_bytes)
+    elif fold.size_bytes < own_bytes:
+        writer = _shrink(writer, fold)
     if fold.links:
         writer.relink(fold.link)
     else:
         writer.finish()
-    if fold.size_bytes < own_bytes:
-        resize(writer.chain.below(fold.target), fold.size_bytes)
     return writer.chain
+
+
+def _shrink(writer: LayerWriter, fold: Fold) -> LayerWriter:
+    """Cut the target's disk off, before its link changes: after that nobody would look at its size again."""
+    writer.finish()
+    resize(writer.chain.below(fold.target), fold.size_bytes)
+    layer = writer.chain.layers[fold.target]
+    header = gate.read_header(layer.path, layer.file) if layer.header else None
+    layer = layer._replace(header=header, size_bytes=fold.size_bytes)
+    chain = writer.chain.with_layer(fold.target, layer).with_image(fold.target, load_image(layer))
+    return LayerWriter(chain, fold.target, writer.monitor)
 
 
 def _parts(span: Span, moved_bytes: int) -> Iterator[Span]:

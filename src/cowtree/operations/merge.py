@@ -6,7 +6,7 @@ it window by window, leaving every layer valid at each moment; run again after a
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from cowtree import extents as ex
 from cowtree.chain import gate
@@ -21,6 +21,7 @@ from cowtree.operations import fold
 from cowtree.operations.check import repair_counts, trusted
 from cowtree.operations.fold import Fold, Link, Span
 from cowtree.operations.tally import Tally
+from cowtree.plan.permit import Permit
 from cowtree.plan.pull import Views, both_show_data, may_differ, pull_wish
 from cowtree.plan.put import Wish
 from cowtree.storage.contract import Access, FileSystem
@@ -28,19 +29,18 @@ from cowtree.units import SECTOR_BYTES
 
 
 class Into(NamedTuple):
-    """Where a commit goes, and what happens to the images around it.
+    """Where a commit goes, and what happens to the images around it. The permit proves that nobody outside the merge
+    reads what it changes, or that the user gave that up.
 
     Without a `base` it goes into the top's own backing file. `overlays` are the images that the top backs: they get the
     base as their backing file. A top that has none is emptied when its own backing file is the base and `empties_top`
     says so; it then stays a valid overlay.
     """
 
+    permit: Permit
     base: str | None = None
     overlays: Sequence[str] = ()
     empties_top: bool = True
-
-
-BACKING_FILE: Final = Into()
 
 
 class Outcome(NamedTuple):
@@ -55,16 +55,17 @@ def commit(
     path: str,
     image_format: str | None = None,
     *,
-    into: Into = BACKING_FILE,
+    into: Into,
     monitor: Monitor | None = None,
 ) -> Outcome:
     """Merge the layers from `path` down to just above the base into the base.
-    Raises: NotInChain, Refused, and what opening and writing raise.
+    Raises: NotInChain, Refused, and what opening and writing raise; WrongUse when the permit is for another merge.
     """
     tally = Tally(monitor)
     with ExitStack() as stack:
         chain = _open(files, stack, path, image_format)
         index = _find_base(files, chain, into.base)
+        _refuse_unproven(files, chain.layers[: index + 1], into.permit)
         chain = open_for_writing(files, stack, chain, index)
         is_emptied = into.empties_top and index == 1 and not into.overlays
         if is_emptied:
@@ -83,6 +84,18 @@ def _open(files: FileSystem, stack: ExitStack, path: str, image_format: str | No
     chain = open_chain(files, path, image_format, Access.WRITE)
     stack.callback(chain.close)
     return chain
+
+
+def _refuse_unproven(files: FileSystem, group: Sequence[gate.Layer], permit: Permit) -> None:
+    """Refuse a merge of these layers into the last one unless that is what is permitted. Raises: WrongUse."""
+    for act in permit.acts:
+        if act.target == act.name == act.group[-1] and len(act.group) == len(group):
+            paths = permit.family.paths(act.group)
+            pairs = zip(paths, (layer.path for layer in group), strict=True)
+            if all(mine == its or gate.is_same(files, mine, its) for mine, its in pairs):
+                return
+    names = " <- ".join(layer.path for layer in reversed(group))
+    raise WrongUse(reason=f"whether others read what a merge of {names} changes was not looked at")
 
 
 def _find_base(files: FileSystem, chain: Chain, wanted: str | None) -> int:
@@ -268,7 +281,7 @@ class _Exchange(NamedTuple):
 
 def _granule(chain: Chain) -> int:
     header = chain.top.header
-    return 1 << header.cluster_bits if header else SECTOR_BYTES
+    return header.geometry.subcluster_size_bytes if header else SECTOR_BYTES
 
 
 def _take_over(chain: Chain, exchange: _Exchange, tally: Tally) -> None:

@@ -25,9 +25,21 @@ RENAME, KEEP, DELETE = ENDINGS = ("rename", "keep", "delete")
 MOVE, NAME, LINK, LEAVE = range(4)
 
 
+class Sight(NamedTuple):
+    """What a leaf shows before a merge: the digest of these guest ranges, of all without any. `place` is the member
+    through which it is seen afterwards.
+    """
+
+    leaf: int
+    place: int
+    digest: str
+    ranges: tuple[tuple[int, int], ...] | None = None
+
+
 class Order(NamedTuple):
     """What shall be done: acts on a family, `ending` for those who are not needed any more, and the end of the names
-    that they get. `words` are those of the command.
+    that they get. `words` are those of the command, `sights` what has to be proven in the end. When it
+    `is_atomic`, each target shows its old content or its new one at every moment.
     """
 
     family: Family
@@ -35,6 +47,21 @@ class Order(NamedTuple):
     ending: str = RENAME
     stamp: str = ""
     words: tuple[str, ...] = ()
+    sights: tuple[Sight, ...] = ()
+    is_atomic: bool = False
+
+    @property
+    def result(self) -> Family:
+        """The family as it will be."""
+        family = self.family
+        for act in self.acts:
+            family = family.after(act)
+        return family
+
+    @property
+    def leaving(self) -> str:
+        """What becomes at once of those who are not needed any more: before the proof nothing is removed."""
+        return RENAME if self.sights and self.ending == DELETE else self.ending
 
     def aside(self, path: str) -> str:
         """The name that an image gets which nobody needs any more."""
@@ -66,55 +93,119 @@ def journal_path(target: str) -> str:
 
 def save(files: FileSystem, order: Order, progress: Progress) -> None:
     """Write down how far it is; durable when this returns. Raises: StorageFailed."""
-    family = order.family
-    content = {
+    content = {**to_json(order), "progress": list(progress)}
+    with new_file(files, order.journal_path, NEW_MODE & ~0o044) as file:
+        file.pwrite(0, json.dumps(content, indent=1).encode())
+
+
+def to_json(order: Order) -> dict[str, Any]:
+    """An order in the words of JSON."""
+    return {
         "version": VERSION,
         "words": order.words,
         "ending": order.ending,
         "stamp": order.stamp,
-        "members": [list(member) for member in family.members],
-        "gone": sorted(family.gone),
+        "members": [list(member) for member in order.family.members],
+        "gone": sorted(order.family.gone),
         "acts": [[list(act.group), act.target, act.name] for act in order.acts],
-        "progress": list(progress),
+        "sights": [list(sight) for sight in order.sights],
+        "atomic": order.is_atomic,
     }
-    with new_file(files, order.journal_path, NEW_MODE & ~0o044) as file:
-        file.pwrite(0, json.dumps(content, indent=1).encode())
 
 
 def load(files: FileSystem, path: str) -> tuple[Order, Progress]:
     """Read how far a merge is. Raises: MissingImage, BrokenJournal."""
     file = files.open(path, Access.READ)
     try:
-        if file.size_bytes > JOURNAL_BYTES_MAX:
-            raise BrokenJournal(path=path, reason="it is too large")
-        content = json.loads(file.pread(0, file.size_bytes))
-        return _parse(content)
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
-        raise BrokenJournal(path=path, reason="nobody here wrote it so") from error
+        return parse(path, file.pread(0, min(file.size_bytes, JOURNAL_BYTES_MAX + 1)))
     finally:
         file.close()
 
 
-def _parse(content: dict[str, Any]) -> tuple[Order, Progress]:
-    if content["version"] != VERSION:
-        raise ValueError("another version")
+def parse(path: str, data: bytes) -> tuple[Order, Progress]:
+    """What a journal says. Raises: BrokenJournal when it is not one of ours, or not in its place."""
+    if len(data) > JOURNAL_BYTES_MAX:
+        raise BrokenJournal(path=path, reason="it is too large")
+    try:
+        content = json.loads(data)
+        order = from_json(content)
+        progress = _progress(content["progress"], len(order.acts))
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+        raise BrokenJournal(path=path, reason="nobody here wrote it so") from error
+    # So nobody can leave a journal in one folder that changes files of another one's.
+    if os.path.abspath(order.journal_path) != os.path.abspath(path):
+        raise BrokenJournal(path=path, reason=f"it belongs beside {order.family.path(order.acts[0].target)}")
+    return order, progress
+
+
+def from_json(content: dict[str, Any]) -> Order:
+    """An order that `to_json` wrote. Raises: ValueError, TypeError, KeyError, IndexError."""
+    _expect(content["version"] == VERSION and content["ending"] in ENDINGS)
     members = tuple(Member(*each) for each in content["members"])
-    for member in members:
-        checks = (isinstance(member.path, str), isinstance(member.format, str), isinstance(member.size_bytes, int))
-        if not all(checks) or not (member.parent is None or 0 <= member.parent < len(members)):
-            raise ValueError("no member")
+    for number, member in enumerate(members):
+        _expect(all(isinstance(text, str) and text and "\0" not in text for text in (member.path, member.format)))
+        _expect(all(_is_count(value) for value in (member.size_bytes, member.device)))
+        _expect(member.parent is None or (_is_index(member.parent, members) and member.parent != number))
+    gone, stamp, words = content["gone"], content["stamp"], content["words"]
+    _expect(all(_is_index(each, members) for each in gone))
+    _expect(isinstance(stamp, str) and stamp != "" and not {"/", "\0"} & set(stamp))
+    _expect(isinstance(words, list) and all(isinstance(each, str) for each in words))
     acts = tuple(Merge(tuple(group), target, name) for group, target, name in content["acts"])
+    order = Order(Family(members, frozenset(gone)), acts, content["ending"], stamp, tuple(words))
+    _expect(len(acts) > 0)
+    family = order.family
     for act in acts:
-        if not {act.target, act.name} <= set(act.group) <= set(range(len(members))):
-            raise ValueError("no act")
-    act, phase, begin, sources = content["progress"]
-    progress = Progress(act, phase, begin, tuple((size, time) for size, time in sources))
-    if content["ending"] not in ENDINGS or not 0 <= act <= len(acts) or phase not in range(4) or begin < 0 or not acts:
-        raise ValueError("no progress")
-    order = Order(Family(members, frozenset(content["gone"])), acts, content["ending"], content["stamp"])
-    if "/" in order.stamp or not order.stamp:
-        raise ValueError("no stamp")
-    return order._replace(words=tuple(map(str, content["words"]))), progress
+        _expect(all(_is_index(each, members) for each in (*act.group, act.target, act.name)))
+        _expect({act.target, act.name} <= set(act.group) and len(set(act.group)) == len(act.group))
+        pairs = zip(act.group, act.group[1:], strict=False)
+        _expect(all(family.members[above].parent == below for above, below in pairs))
+        _expect(_ends(family, act.top))
+        family = family.after(act)
+    sights = tuple(_sight(each, members) for each in content.get("sights", []))
+    is_atomic = content.get("atomic", False)
+    _expect(isinstance(is_atomic, bool))
+    return order._replace(sights=sights, is_atomic=is_atomic)
+
+
+def _expect(is_so: bool) -> None:
+    if not is_so:
+        raise ValueError("nobody here wrote it so")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 64
+
+
+def _is_index(value: object, members: tuple[Member, ...]) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(members)
+
+
+def _ends(family: Family, index: int) -> bool:
+    """Whether the chain below an image comes to an end."""
+    seen = {index}
+    parent = family.members[index].parent
+    while parent is not None and parent not in seen:
+        seen.add(parent)
+        parent = family.members[parent].parent
+    return parent is None
+
+
+def _sight(content: list[Any], members: tuple[Member, ...]) -> Sight:
+    leaf, place, digest, ranges = content
+    _expect(_is_index(leaf, members) and _is_index(place, members) and isinstance(digest, str))
+    if ranges is None:
+        return Sight(leaf, place, digest)
+    pairs, end = tuple((start, stop) for start, stop in ranges), 0
+    for start, stop in pairs:
+        _expect(_is_count(start) and _is_count(stop) and end <= start < stop < 1 << 63)
+        end = stop
+    return Sight(leaf, place, digest, pairs)
+
+
+def _progress(content: list[Any], act_count: int) -> Progress:
+    act, phase, begin, sources = content
+    _expect(all(map(_is_count, (act, phase, begin))) and act <= act_count and phase <= LEAVE and begin < 1 << 63)
+    return Progress(act, phase, begin, tuple((size, time) for size, time in sources))
 
 
 def forget(files: FileSystem, order: Order) -> None:

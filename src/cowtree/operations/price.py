@@ -10,31 +10,31 @@ from cowtree.plan.strategy import Cost, Price
 from cowtree.storage.contract import Access, FileSystem
 
 
-def pricer(files: FileSystem, family: Family) -> Price:
+def pricer(files: FileSystem, family: Family, *, is_atomic: bool = False) -> Price:
     """What tells the price of any act on a family as it is on disk; each is looked up once."""
     known: dict[Merge, Cost] = {}
 
     def price(act: Merge) -> Cost:
         if act not in known:
-            known[act] = _price(files, family, act)
+            known[act] = _price(files, Order(family, (act,), is_atomic=is_atomic))
         return known[act]
 
     return price
 
 
-def _price(files: FileSystem, family: Family, act: Merge) -> Cost:
+def _price(files: FileSystem, order: Order) -> Cost:
     with ExitStack() as stack:
-        chain, wanted = Act(files, Order(family, (act,)), 0).open(stack, access=Access.READ)
+        chain, wanted = Act(files, order, 0).open(stack, access=Access.READ)
         bill = fold.price(chain, wanted)
     return Cost(bill.read_bytes, bill.moved_bytes, 0, bill.new_bytes, bill.table_count)
 
 
-def survey_act(files: FileSystem, family: Family, act: Merge) -> None:
-    """Look at all that an act relies on, as far as that can be told before it is begun.
+def survey_act(files: FileSystem, order: Order) -> None:
+    """Look at all that the act of an order relies on, as far as that can be told before it is begun.
     Raises: Refused, BrokenTable, ImageLocked, and what opening raises.
     """
     with ExitStack() as stack:
-        now = Act(files, Order(family, (act,)), 0)
+        now = Act(files, order, 0)
         chain, wanted = now.open(stack)
         now.open_overlays(stack)
         image = chain.images[wanted.target]

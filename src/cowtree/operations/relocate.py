@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 
 from cowtree import extents as ex
 from cowtree.chain import gate
-from cowtree.chain.address import has_protocol
+from cowtree.chain.address import has_protocol, is_json, parse
 from cowtree.chain.forest import Node, survey
 from cowtree.chain.gate import QCOW2, RAW, Layer
 from cowtree.chain.load import load_image
@@ -200,6 +200,9 @@ def _renamed(wanted: Relocation, member: Member, header: Header, *, is_final: bo
     name, data_name = header.backing_file or "", header.data_file
     extensions = header.extensions
     if member.base is not None:
+        if header.backing_format is None and is_json(name) and (declared := parse(name).format):
+            # What only the address said must not be guessed from the first bytes.
+            extensions = header_writes.with_extension(extensions, Extension(qcow2.BACKING_FORMAT, declared.encode()))
         name = wanted.final_name(member, name) if is_final else wanted.members[member.base].new
     if member.data is not None and data_name != wanted.members[member.data].new:
         # As in QEMU a data file is looked for from the folder of the process, so only a full name is right anywhere.

@@ -184,9 +184,9 @@ def _readers(files: FileSystem, forest: Forest, path: str) -> list[str]:
 def _refuse_doubt(forest: Forest) -> None:
     """Refuse when an image may read a base and nobody can tell. Raises: Refused."""
     doubtful = [node.path for node in forest.nodes if node.problem and node.parent is None and node.format is not None]
-    doubtful += [place.path for place in forest.unseen if place.is_failure]
+    doubtful += forest.doubtful
     if doubtful:
-        names = ", ".join(doubtful)
+        names = ", ".join(dict.fromkeys(doubtful))
         reason = f"which bases have other readers is not known, for these could not be read: {names}"
         raise Refused(reason=reason, hint="mend or move these first, or the same without --hidden")
 

@@ -3,21 +3,26 @@
 import os
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from contextlib import suppress
+from typing import Final, NamedTuple
 
+from cowtree.chain import gate
 from cowtree.chain.aside import stamp_of
 from cowtree.chain.forest import Forest
-from cowtree.errors import Refused
+from cowtree.chain.view import open_chain
+from cowtree.errors import MissingImage, ProofFailed, Refused, StaleBase
 from cowtree.monitor import Monitor
+from cowtree.operations import halves, lineage, proof
 from cowtree.operations.act import Journal, carry_out
 from cowtree.operations.family import Kin, find
-from cowtree.operations.order import RENAME, Order, load
+from cowtree.operations.history import FORGETFUL, Keeper
+from cowtree.operations.order import RENAME, Order
 from cowtree.operations.price import pricer, survey_act
 from cowtree.operations.tally import Tally
 from cowtree.plan import strategy
 from cowtree.plan.family import Family
 from cowtree.plan.strategy import Plan, Terms, Way
-from cowtree.storage.contract import FileSystem
+from cowtree.storage.contract import Access, FileSystem
 
 
 class Wish(NamedTuple):
@@ -33,6 +38,7 @@ class Wish(NamedTuple):
     with_dependants: bool = False
     pools: tuple[str, ...] = ()
     ending: str = RENAME
+    is_atomic: bool = False
 
 
 class Planned(NamedTuple):
@@ -52,11 +58,17 @@ class Planned(NamedTuple):
         return family
 
 
-class Half(NamedTuple):
-    """A merge that was begun and not ended, and where that is written down."""
+class Manner(NamedTuple):
+    """How it is done: whether what leaves show is proven, and how much of it (`proof.MODES`); who notes it down; and
+    who watches.
+    """
 
-    path: str
-    order: Order
+    verify: str | None = None
+    history: Keeper = FORGETFUL
+    monitor: Monitor | None = None
+
+
+NO_MANNER: Final = Manner()
 
 
 def make_plan(files: FileSystem, wish: Wish) -> Planned:
@@ -64,12 +76,12 @@ def make_plan(files: FileSystem, wish: Wish) -> Planned:
     Raises: MissingImage, WrongUse, Refused with the names of who would be harmed, or when the disk is too full.
     """
     kin = find(files, wish.image, wish.pools)
-    price = pricer(files, kin.family)
+    price = pricer(files, kin.family, is_atomic=wish.is_atomic)
     ways = list(_ways(files, wish, kin, price))
     terms = Terms([kin.find(files, name) for name in wish.forced], (), wish.with_dependants)
     plan = strategy.choose(kin.family, ways, price, terms)
     for act in plan.acts:
-        survey_act(files, kin.family, act)
+        survey_act(files, Order(kin.family, (act,), is_atomic=wish.is_atomic))
     _refuse_full_disk(kin.family, plan)
     return Planned(wish, kin.family, plan, kin.forest)
 
@@ -105,47 +117,92 @@ def _refuse_full_disk(family: Family, plan: Plan) -> None:
             raise Refused(reason=reason, hint="make room there, or merge fewer layers at a time")
 
 
-def grant(files: FileSystem, planned: Planned, words: Sequence[str], monitor: Monitor | None = None) -> int:
+def grant(files: FileSystem, planned: Planned, words: Sequence[str], manner: Manner = NO_MANNER) -> int:
     """Carry a plan out, exactly as it is. Returns: how many bytes were moved.
-    Raises: what `carry_out` raises; then `resume` goes on.
+    Raises: what `carry_out` raises; then `resume` goes on. ProofFailed when all is done, and nothing is removed then.
     """
-    tally = Tally(monitor)
-    if planned.plan.acts:
-        # The permit was for the family as it was found; who has come in between is asked again by the locks.
-        stamp = stamp_of(time.time_ns())
-        order = Order(planned.family, planned.plan.acts, planned.wish.ending, stamp, tuple(words))
-        _refuse_begun(files, order)
-        carry_out(files, order, Journal(files, order), tally)
-    return tally.moved_bytes
+    if not planned.plan.acts:
+        return 0
+    # The permit was for the family as it was found; who has come in between is asked again by the locks.
+    stamp = stamp_of(time.time_ns())
+    order = Order(planned.family, planned.plan.acts, planned.wish.ending, stamp, tuple(words))
+    order = order._replace(is_atomic=planned.wish.is_atomic)
+    halves.refuse_begun(order.family)
+    if manner.verify:
+        sights = proof.look(files, order.family, order.acts, manner.verify, manner.monitor)
+        order = order._replace(sights=sights)
+    manner.history.begin(files, order)
+    return _carry_out(files, order, Journal(files, order), manner)
 
 
-def _refuse_begun(files: FileSystem, order: Order) -> None:
-    for half in find_halves(files, [os.path.dirname(member.path) for member in order.family.members]):
-        if {member.path for member in half.order.family.members} & {member.path for member in order.family.members}:
-            reason = f"a merge of this family was begun and is not done: cowtree {' '.join(half.order.words)}"
-            raise Refused(reason=reason, hint=f"cowtree recover {half.path}")
-
-
-def find_halves(files: FileSystem, folders: Sequence[str]) -> list[Half]:
-    """All merges that were begun and not ended, as written down in these folders. Raises: BrokenJournal."""
-    found = []
-    for folder in dict.fromkeys(folders):
-        try:
-            names = sorted(os.listdir(folder or "."))
-        except OSError:
-            continue
-        for name in names:
-            path = os.path.join(folder, name)
-            if name.startswith(".") and name.endswith(".cowtree-merge"):
-                found.append(Half(path, load(files, path)[0]))
-    return found
-
-
-def resume(files: FileSystem, path: str, monitor: Monitor | None = None) -> int:
+def resume(files: FileSystem, path: str, manner: Manner = NO_MANNER) -> int:
     """Complete a merge that was begun and not ended. Returns: how many bytes were moved.
-    Raises: MissingImage, BrokenJournal, and what `carry_out` raises.
+    Raises: MissingImage, BrokenJournal, and what `grant` raises.
     """
-    order, progress = load(files, path)
-    tally = Tally(monitor)
-    carry_out(files, order, Journal(files, order, progress), tally)
+    order, progress = halves.read(path)
+    manner.history.begin(files, order)
+    return _carry_out(files, order, Journal(files, order, progress), manner)
+
+
+def _carry_out(files: FileSystem, order: Order, journal: Journal, manner: Manner) -> int:
+    tally, failed = Tally(manner.monitor), list[ProofFailed]()
+
+    def finish() -> None:
+        try:
+            proof.prove(files, order, manner.monitor)
+        except ProofFailed as error:
+            failed.append(error)
+        else:
+            remove_aside(files, order)
+        record_bases(files, order)
+
+    carry_out(files, order, journal, tally, finish)
+    manner.history.finish(files, order)
+    if failed:
+        raise failed[0]
     return tally.moved_bytes
+
+
+def remove_aside(files: FileSystem, order: Order) -> None:
+    """Remove what was only set aside until all was proven."""
+    if order.leaving == order.ending:
+        return
+    family, folders = order.family, set[str]()
+    for act in order.acts:
+        paths = [*family.paths(family.left_over(act)), *([family.path(act.name)] if act.name != act.target else [])]
+        for path in map(order.aside, paths):
+            with suppress(MissingImage):
+                files.identity(path)
+                files.unlink(path)
+            folders.add(os.path.dirname(path) or ".")
+        family = family.after(act)
+    for folder in sorted(folders):
+        files.sync_folder(folder)
+
+
+def record_bases(files: FileSystem, order: Order) -> None:
+    """Let all whose base is another one now, or was changed, keep a record of it; bases first, for a record is a
+    write. Raises: StorageFailed.
+    """
+    now, changed = order.result, set[int]()
+    for act in order.acts:
+        changed |= {act.target} if act.depth + 1 < len(act.group) else set()
+        changed |= {*now.overlays(act.target)}
+    for each in sorted(changed - now.gone, key=lambda index: len(now.line(index))):
+        if now.members[each].parent is not None and now.members[each].format == gate.QCOW2:
+            lineage.record_quietly(files, now.path(each), gate.QCOW2)
+
+
+def stale_bases(files: FileSystem, planned: Planned) -> list[StaleBase]:
+    """The bases below the merged images, and these themselves, that were changed after what lies on them was made."""
+    found: dict[tuple[object, object], StaleBase] = {}
+    for act in planned.plan.acts:
+        for head in planned.family.overlays(act.top) or (act.top,):
+            member = planned.family.members[head]
+            chain = open_chain(files, member.path, member.format, Access.SHARED)
+            try:
+                for error in lineage.stale(files, chain):
+                    found.setdefault((error.facts["path"], error.facts["base"]), error)
+            finally:
+                chain.close()
+    return list(found.values())

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 class Member(NamedTuple):
     """One image: `parent` is the index of the one that backs it, `device` the file system on which it lies. `why_not`
-    says why nothing may be done with it. What its internal snapshots leave to the one that backs it is read there.
+    says why nothing may be done with it, `use` what others do who have it open: "read" or "written". What its
+    internal snapshots leave to the one that backs it is read there.
     """
 
     path: str
@@ -25,6 +26,7 @@ class Member(NamedTuple):
     device: int = 0
     why_not: str | None = None
     has_snapshots: bool = False
+    use: str | None = None
 
 
 class Merge(NamedTuple):

@@ -61,9 +61,7 @@ def objections(
             path = family.path(each)
             hint = f"cowtree img snapshot -d NAME {path}, for those that may go; or give all of them up: --force {path}"
             yield Objection(f"{path} has internal snapshots, which would not show what they show now", hint=hint)
-    for each in act.group:
-        if (reason := family.members[each].why_not) is not None:
-            yield Objection(f"{family.path(each)}: {reason}")
+    yield from _unfit(family, act)
     target, name = family.members[act.target], family.members[act.name]
     if target.format != name.format:
         yield Objection(f"{target.path} is {target.format} and cannot take the place of {name.path}, which is not")
@@ -71,6 +69,19 @@ def objections(
         yield Objection(f"{target.path} lies on another file system than {name.path}, whose place it would take")
     if target.format == "raw" and family.members[act.group[-1]].parent is not None:
         yield Objection(f"{target.path} is raw and cannot have a backing file")
+
+
+def _unfit(family: Family, act: Merge) -> Iterator[Objection]:
+    """The images that cannot be opened as the act must open them: the overlays of the top get another link."""
+    overlays = family.overlays(act.top)
+    written = {act.top, act.target, *overlays}
+    for each in (*act.group, *overlays):
+        member = family.members[each]
+        if member.why_not is not None:
+            yield Objection(f"{member.path}: {member.why_not}")
+        if member.use is not None and (each in written or member.use != "read"):
+            verb = "reads" if member.use == "read" else "writes to"
+            yield Objection(f"{member.path} is in use: another process {verb} it", hint=f"stop what uses {member.path}")
 
 
 def _lost_snapshots(family: Family, act: Merge) -> Iterator[int]:
@@ -95,4 +106,6 @@ def _refusal(family: Family, acts: Sequence[Merge], found: Sequence[Objection]) 
             f"or give {first} a copy of its own base: cowtree img rebase -b COPY -F FORMAT {first}; "
             f"or give it up: {' '.join(f'--force {family.path(each)}' for each in harmed)}"
         )
-    return Refused(reason=reason, hint="; ".join(dict.fromkeys(ways)) or None, harmed=family.paths(harmed), acts=len(acts))
+    return Refused(
+        reason=reason, hint="; ".join(dict.fromkeys(ways)) or None, harmed=family.paths(harmed), acts=len(acts)
+    )

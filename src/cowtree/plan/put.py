@@ -37,7 +37,8 @@ IN_PLACE, REUSE, FRESH, CLEARED = range(1, 5)
 
 class Wish(NamedTuple):
     """What shall be put into a layer, within one window. `shown` reaches to the end of each cluster that is touched.
-    With `fills` zeroes get host clusters of their own as well.
+    With `fills` zeroes get host clusters of their own as well; when it `leaves_holes`, these are made to read as zeroes
+    without being written out.
     """
 
     wanted: Extents
@@ -45,6 +46,7 @@ class Wish(NamedTuple):
     after: Extents
     has_backing_after: bool
     fills: bool = False
+    leaves_holes: bool = False
 
 
 class Fates(NamedTuple):
@@ -266,15 +268,16 @@ def bill(image: Image, fates: Fates, wish: Wish) -> Bill:
     """What `place` will cost."""
     content = _content(fates, wish)
     read_bytes = content.of_kind(*ex.BYTES).total_bytes
-    moved_bytes = read_bytes if wish.fills or _is_raw_too(image) else content.total_bytes
+    moved_bytes = read_bytes if wish.leaves_holes or _is_raw_too(image) else content.total_bytes
     missing, shared = table_changes(image, fates)
     new_count = _fresh_count(image, fates) + len(missing) + len(shared)
     changed = ex.distinct(fates.cluster[~fates.of(IN_PLACE)] // image.geometry.l2_entry_count)
     return Bill(moved_bytes, read_bytes, new_count << image.header.cluster_bits, len(changed))
 
 
-def place(piece: Slice, fates: Fates, wish: Wish) -> tuple[list[Step], Image]:
-    """Give every cluster its place and order the writes. Returns: the steps, and the image after them.
+def place(piece: Slice, fates: Fates, wish: Wish, *, is_beside: bool = False) -> tuple[list[Step], Image]:
+    """Give every cluster its place and order the writes. Returns: the steps, and the image after them. When it
+    `is_beside` what the header leads to, nothing is counted down, and the L1 table changes in memory only.
     Raises: BrokenTable when a count or a pointer says that a write would hit something else.
     """
     if not len(fates.cluster):
@@ -291,13 +294,15 @@ def place(piece: Slice, fates: Fates, wish: Wish) -> tuple[list[Step], Image]:
     host[fates.of(FRESH)] = (
         fates.cluster[fates.of(FRESH)] if geometry.has_data_file else hosts
     ) << geometry.cluster_bits
-    counts = count_down(image.path, counted.counts, released(image, piece.tables, fates))
+    lost = released(image, piece.tables, fates)
+    counts = counted.counts if is_beside else count_down(image.path, counted.counts, lost)
     moved = move_tables(counted._replace(counts=counts), np.concatenate((missing, shared)), table_hosts)
     new = moved._replace(tables=_set_entries(moved.tables, geometry, fates, (host, wish.has_backing_after)))
     move = _moves(geometry, fates, host, wish)
     # Of a free cluster nobody knows what it holds; but to write zeroes out costs as much as data.
-    zeroes, move = _split_zeroes(move) if wish.fills or _is_raw_too(image) else ([], move)
-    return [*zeroes, *writes.order(piece, new, move)], new.image
+    zeroes, move = _split_zeroes(move) if wish.leaves_holes or _is_raw_too(image) else ([], move)
+    on_disk = new._replace(image=new.image._replace(l1=image.l1)) if is_beside else new
+    return [*zeroes, *writes.order(piece, on_disk, move)], new.image
 
 
 def _split_zeroes(move: Move) -> tuple[list[Step], Move]:

@@ -59,7 +59,7 @@ def growth_wish(new: Ranges, views: tuple[Extents, Extents], *, has_backing: boo
     """What one window of a disk that grows must hold where it is `new`; `views` are what it shows, and would show when
     it had grown and nothing were put.
     """
-    return Wish(ex.fill(new, ex.ZERO), *views, has_backing, fills)
+    return Wish(ex.fill(new, ex.ZERO), *views, has_backing, fills, leaves_holes=True)
 
 
 def fill_steps(found: Extents, preallocation: str) -> Iterator[Step]:

@@ -148,7 +148,9 @@ def shorten(family: Family, leaf: int, max_depth: int, price: Price) -> Iterator
                 if count < max_depth and (count + 1 not in found or _rank(*total) < _rank(*found[count + 1])):
                     found[count + 1] = total
         ways.append(found)
-    yield from (way for _, way in ways[-1].values())
+    # When nothing is legal, what speaks against the plainest way is said.
+    plainest = Merge(line[: len(line) - max_depth + 1], leaf, leaf)
+    yield from [way for _, way in ways[-1].values()] or [(plainest,)]
 
 
 def _spans(count: int) -> Iterator[tuple[int, int]]:
@@ -160,8 +162,15 @@ def _cheapest_act(family: Family, group: tuple[int, ...], leaf: int, price: Pric
     if len(group) == 1:
         return Cost(), ()
     acts = [Merge(group, target, leaf if leaf in group else target) for target in group]
-    legal = [act for act in acts if not any(objections(family, act))]
-    return min(((price(act), (act,)) for act in legal), key=lambda found: _rank(*found), default=None)
+    found: list[tuple[Cost, Way]] = []
+    for act in acts:
+        if any(objections(family, act)):
+            continue
+        try:
+            found.append((price(act), (act,)))
+        except CowtreeError:
+            continue
+    return min(found, key=lambda each: _rank(*each), default=None)
 
 
 def _rank(cost: Cost, way: Way) -> tuple[int, ...]:

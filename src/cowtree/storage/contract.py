@@ -70,8 +70,8 @@ class Storage(Protocol):
         """
 
     def use(self) -> str | None:
-        """What others do with it, by QEMU's locks: `Use.WRITTEN`, `Use.READ`, or None when nobody has it open. Takes no
-        lock.
+        """What others do with it, by QEMU's locks: `Use.WRITTEN`, `Use.READ`, or None when nobody relies on it. Takes
+        no lock.
         """
 
     def prefetch(self, offset: int, length: int) -> None:

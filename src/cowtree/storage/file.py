@@ -321,6 +321,11 @@ class LocalFile:
                 return False
         return True
 
+    def use(self) -> str | None:
+        """What others do with it."""
+        with _failing(self.path, "read"):
+            return locks.probe(self._descriptor)
+
     def prefetch(self, offset: int, length: int) -> None:
         """Ask the system to read the range ahead."""
         with suppress(OSError, OverflowError):

@@ -96,8 +96,11 @@ def _try(descriptor: int, access: str) -> str | None:
 
 
 def find_use(is_held: Callable[[int, int], bool]) -> str | None:
-    """What others do with a file; `is_held` tells whether somebody else locks one of so many bytes."""
-    if not is_held(_USED, _UNSHARED - _USED + len(_NAMES)):
+    """What others do with a file; `is_held` tells whether somebody else locks one of so many bytes. Who reads and lets
+    others write at the same time (`-U`) does not count.
+    """
+    first = _USED + 1
+    if not is_held(first, _UNSHARED - first + len(_NAMES)):
         return None
     is_written = any(is_held(_USED + each, 1) for each in PERMISSIONS[Access.WRITE].used if each)
     return Use.WRITTEN if is_written else Use.READ

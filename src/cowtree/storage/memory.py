@@ -338,6 +338,12 @@ class MemoryFile:
         self._node.pages.share(origin._node.pages, start, offset, length)
         return True
 
+    def use(self) -> str | None:
+        """What others do with it."""
+        others = [each for each in self._node.holders if each is not self]
+        held = {byte for each in others for byte in locks.PERMISSIONS[each.access].held_bytes}
+        return locks.find_use(lambda start, count: not held.isdisjoint(range(start, start + count)))
+
     def prefetch(self, offset: int, length: int) -> None:
         """Do nothing: it is all here."""
 

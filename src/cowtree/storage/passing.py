@@ -117,6 +117,10 @@ class PassingFile:
         """Let a range share the blocks of another."""
         return self.inner.clone(source, source_offset, offset, length)
 
+    def use(self) -> str | None:
+        """What others do with it."""
+        return self.inner.use()
+
     def prefetch(self, offset: int, length: int) -> None:
         """Pass the hint on."""
         self.inner.prefetch(offset, length)

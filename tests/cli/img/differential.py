@@ -217,9 +217,9 @@ def stamps_of(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 @contextlib.contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Let another process have a qcow2 image open for writing."""
-    words = ["qemu-io", "-f", "qcow2", str(path)]
+def held(path: Path, *options: str) -> Iterator[None]:
+    """Let another process have a qcow2 image open for writing, or as the options say."""
+    words = ["qemu-io", *options, "-f", "qcow2", str(path)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin
         assert process.stdout

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from cowtree.cli.main import main
 from tests.cli.img.differential import Shape, content_of, held, run_both, run_cowtree, run_stock
+from tests.qemu import qemu_img
 
 ChainOf = Callable[[Shape], Path]
 
@@ -126,3 +128,74 @@ def test_help_is_no_failure(folder: Path):
     result = run_cowtree(folder, "commit", "--help")
     assert result.status == 0
     assert result.stdout.startswith("usage: qemu-img commit [-f FMT]")
+
+
+def overlay(path: Path, base: str, image_format: str) -> Path:
+    """An empty overlay."""
+    qemu_img("create", "-q", "-f", "qcow2", "-u", "-b", base, "-F", image_format, path, "4M")
+    return path
+
+
+@pytest.mark.parametrize("program", [("qemu-img",), ("cowtree", "img")])
+@pytest.mark.parametrize(
+    ("call", "base", "wanted"),
+    [
+        ("l3", "l2", ["l2b"]),
+        ("-d l3", "l2", ["l2b"]),
+        ("-b l0 l3", "l0", ["l0b", "l0c", "l2b"]),
+        # What hangs on the top is not in the way, but what hangs on its base is.
+        ("l1", "l0", ["l0b", "l0c"]),
+    ],
+)
+def test_who_reads_what_would_change_is_named_and_nothing_is_done(
+    folder: Path, program: tuple[str, ...], call: str, base: str, wanted: list[str]
+):
+    overlay(folder / "l0b", "l0", "raw")
+    overlay(folder / "l0c", f"json:{{'driver':'raw','file.filename':'{folder}/l0'}}", "raw")
+    overlay(folder / "l2b", "l2", "qcow2")
+    before = content_of(folder)
+    result = run_cowtree(folder, "commit", *call.split(), start=program)
+    assert (result.status, result.stdout) == (1, "")
+    changed, _, rest = result.stderr.partition(" would change, and ")
+    assert changed == f"{'qemu-img' if len(program) == 1 else 'cowtree img'}: {base}"
+    assert rest.split(" read", 1)[0].split(", ") == [str(folder / name) for name in wanted]
+    advice = f"Try: cowtree commit {call[-2:]} --base {base} --with-dependants"
+    assert (advice in result.stderr) == (len(program) == 2)
+    assert content_of(folder) == before
+
+
+def test_what_hangs_on_the_top_is_not_in_the_way(folder: Path):
+    overlay(folder / "l4", "l3", "qcow2")
+    shown = run_cowtree(folder, "compare", "l3", "l4").stdout
+    assert run_cowtree(folder, "commit", "l3") == (0, "Image committed.\n", "")
+    assert run_cowtree(folder, "compare", "l3", "l4").stdout == shown
+
+
+def test_a_reader_in_another_folder_is_found_when_that_is_a_pool(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COWTREE_CATALOG", str(tmp_path / "catalog/db"))
+    (tmp_path / "pool").mkdir()
+    path = overlay(tmp_path / "pool/far", str(folder / "l2"), "qcow2")
+    assert main(["cowtree", "pool", "add", str(tmp_path / "pool")]) == 0
+    result = run_cowtree(folder, "commit", "l3")
+    assert result.status == 1
+    assert f"l2 would change, and {path} reads it" in result.stderr
+    path.unlink()
+    assert run_cowtree(folder, "commit", "l3").status == 0
+
+
+def test_what_cannot_be_read_is_named_and_not_in_the_way(folder: Path):
+    path = overlay(folder / "odd", "l2", "qcow2")
+    with path.open("r+b") as file:
+        file.seek(4)
+        file.write(b"\0\0\0\x09")
+    result = run_cowtree(folder, "commit", "l3", start=("cowtree", "img"))
+    assert (result.status, result.stdout) == (0, "Image committed.\n")
+    said = f"cowtree img: warning: whether an image reads l2 that could not be read is not known: {path}\n"
+    assert result.stderr == said
+
+
+def test_a_missing_base_of_somebody_else_is_not_in_the_way(folder: Path):
+    overlay(folder / "lost", "gone", "qcow2")
+    assert run_cowtree(folder, "commit", "l3", start=("cowtree", "img")) == (0, "Image committed.\n", "")

@@ -52,8 +52,11 @@ def test_any_words_do_to_any_chain_what_stock_does(tmp_path: Path, seed: int, wo
     chain = random_chain(tmp_path / "chain", seed, layer_count=choose.randint(2, 6))
     both = run_both(tmp_path / "chain", tmp_path, *words_of(choose, chain))
     if "Block job failed: Operation not supported" in both.stock.stderr:
-        # QEMU cannot let a version 2 image grow past the end of its backing file. We can.
-        assert both.own.status == 0
-        qemu_img("compare", both.folder / both.words[-1], both.own_folder / both.words[-1])
+        # QEMU cannot let a version 2 image grow past the end of its backing file. We can, if it has no snapshots.
+        if both.own.status:
+            assert both.own.stderr.startswith("qemu-img: Can't resize a v2 image which has snapshots")
+            both.assert_unchanged()
+        else:
+            qemu_img("compare", both.folder / both.words[-1], both.own_folder / both.words[-1])
     else:
         both.assert_same()

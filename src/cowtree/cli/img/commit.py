@@ -1,9 +1,11 @@
 """`cowtree img commit`: what an image and those below it hold goes into one of the images that back it."""
 
+import shlex
 from itertools import pairwise
 
 from cowtree.chain import gate
 from cowtree.chain.gate import Layer
+from cowtree.cli import pool
 from cowtree.cli.img.command import (
     CACHE,
     FORMAT,
@@ -20,8 +22,10 @@ from cowtree.cli.img.main import warn_further
 from cowtree.cli.img.progress import RATE, Progress, limited
 from cowtree.cli.img.source import check_cache_modes, files_of, source_of
 from cowtree.errors import ChainError, MarkedCorrupt, NotInChain, Refused
+from cowtree.operations.family import prove_commit
 from cowtree.operations.lineage import record_quietly
 from cowtree.operations.merge import Into, commit
+from cowtree.plan.permit import Permit
 from cowtree.storage.contract import Access, FileSystem
 
 BASE = Option(("-b",), "commit into this image, further down; the top is then kept as it is", "BASE")
@@ -43,7 +47,7 @@ def run(given: Given) -> int:
     with progress:
         progress.show(0)
         base = find_base(files, name, layers, given.last("-b"))
-        into = Into(base, empties_top=not (given.has("-d") or given.has("-b")))
+        into = Into(prove(given, files, layers, base), base, empties_top=not (given.has("-d") or given.has("-b")))
         outcome = commit(files, *source, into=into, monitor=monitor)
         if into.empties_top:
             # The base has changed, but not what the top shows.
@@ -54,6 +58,24 @@ def run(given: Given) -> int:
     if not given.has("-q"):
         print("Image committed.")
     return 0
+
+
+def prove(given: Given, files: FileSystem, layers: tuple[Layer, ...], base: str) -> Permit:
+    """Prove that no image in the folders of the chain, nor in any pool, reads what a commit into `base` changes.
+    Raises: Refused, with the names of those that do.
+    """
+    pools, gone = pool.find_pools(None)
+    index = next(number for number, layer in enumerate(layers) if layer.path == base)
+    try:
+        permit, forest = prove_commit(files, layers, index, pools)
+    except Refused as error:
+        top = layers[0].path
+        hint = f"{shlex.join(['cowtree', 'commit', top, '--base', base, '--with-dependants'])}, which saves them first"
+        raise Refused(reason=error.reason, hint=hint) from error
+    doubtful = [*forest.doubtful, *(error.facts["path"] for error in gone)]
+    if doubtful:
+        warn_further(given, f"whether an image reads {base} that could not be read is not known: {', '.join(doubtful)}")
+    return permit
 
 
 def find_base(files: FileSystem, name: str, layers: tuple[Layer, ...], wanted: str | None) -> str:
