@@ -95,6 +95,12 @@ def _add_terms(parser: argparse.ArgumentParser) -> None:
         metavar="IMAGE",
         help="give up an image that would see something else; every one of them must be named",
     )
+    parser.add_argument(
+        "--atomic",
+        action="store_true",
+        help="write beside what is there and switch in one step, so that what is written to is whole at every moment, "
+        "too; it takes more space",
+    )
 
 
 def _add_manner(parser: argparse.ArgumentParser) -> None:
@@ -236,6 +242,7 @@ def _wish(arguments: argparse.Namespace) -> "Wish":
         arguments.with_dependants,
         tuple(pools),
         ending,
+        arguments.atomic,
     )
 
 

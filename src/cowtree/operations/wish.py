@@ -28,6 +28,7 @@ from cowtree.storage.contract import Access, FileSystem
 class Wish(NamedTuple):
     """What somebody wants: a verb and the image that it is about; `base` for commit and pull, `max_depth` for shorten.
     `forced` names all images whose loss is accepted. `pools` are folders that are searched beside those of the family.
+    When it `is_atomic` what is written to shows its old content or its new one at every moment.
     """
 
     verb: str
