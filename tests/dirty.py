@@ -5,12 +5,11 @@ import struct
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-
-from tests.qemu import TIMEOUT_S, qemu_img
 
 BITMAPS_EXTENSION = 0x23852875
 IN_USE, AUTO = 1, 2
@@ -92,20 +91,33 @@ def _spans(packed: bytes, bit_count: int, granularity: int, disk_bytes: int) -> 
 
 def dirty_through_nbd(path: Path, name: str) -> Spans:
     """What QEMU says is dirty, when it serves the image and is asked over the socket."""
+    for patience_s in (20, 40, 120):
+        # Once in a while client and server wait for each other for ever.
+        with suppress(subprocess.TimeoutExpired):
+            return _spans_of(json.loads(_map_through_nbd(path, name, patience_s)))
+    raise AssertionError("qemu-nbd does not answer")
+
+
+def _map_through_nbd(path: Path, name: str, patience_s: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         socket = Path(folder) / "socket"
-        # It leaves as soon as the one who asks has gone.
         words = ["qemu-nbd", "-r", "-k", str(socket), "-B", name, "-f", "qcow2", str(path)]
         with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as server:
             assert server.stderr
-            while not socket.exists():
-                assert server.poll() is None, server.stderr.read()
-                time.sleep(0.005)
-            place = f"driver=nbd,server.type=unix,server.path={socket},x-dirty-bitmap=qemu:dirty-bitmap:{name}"
-            printed = qemu_img("map", "--output=json", "--image-opts", place)
-            server.wait(TIMEOUT_S)
+            try:
+                while not socket.exists():
+                    assert server.poll() is None, server.stderr.read()
+                    time.sleep(0.005)
+                place = f"driver=nbd,server.type=unix,server.path={socket},x-dirty-bitmap=qemu:dirty-bitmap:{name}"
+                asked = ["qemu-img", "map", "--output=json", "--image-opts", place]
+                return subprocess.run(asked, check=True, capture_output=True, text=True, timeout=patience_s).stdout
+            finally:
+                server.kill()
+
+
+def _spans_of(entries: list[dict[str, Any]]) -> Spans:
     spans: Spans = []
-    for each in json.loads(printed):
+    for each in entries:
         start, stop = each["start"], each["start"] + each["length"]
         if each["data"]:
             continue

@@ -29,6 +29,25 @@ def test_the_old_tree_is_whole_until_the_switch(own: str):
     assert_sound(made.files, made.top, is_done=True)
 
 
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_a_later_window_of_a_table_that_has_moved_leaves_the_old_tree_whole_too(width: int):
+    made = family("ABCD", "EFGH")
+    before = made.held()
+    chain = open_chain(made.files, made.top, "qcow2", Access.WRITE)
+    writer = BesideWriter(chain, 0, 4 * CLUSTER_BYTES)
+    for first in range(0, 4, width):
+        start, stop = first * CLUSTER_BYTES, min(first + width, 4) * CLUSTER_BYTES
+        below, shown = (resolve(chain, start, stop, first=index) for index in (1, 0))
+        writer.put(Wish(below, shown, shown, has_backing_after=True), start, stop)
+        writer.flush()
+        assert made.held() == before
+    writer.switch()
+    writer.finish()
+    chain.close()
+    assert made.held() == "EFGH"
+    assert_sound(made.files, made.top, is_done=True)
+
+
 def test_without_a_change_nothing_is_switched():
     made = family("A--D", "EFGH")
     before = made.files.snapshot()
