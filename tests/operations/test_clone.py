@@ -118,10 +118,11 @@ def test_what_lies_on_another_file_system_is_copied(place, folder, tmp_path):
     base = tmp_path / "base.raw"
     base.write_bytes(bytes(range(256)) * (DATA_BYTES // 256))
     qemu_img("create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", TOP)
-    seen, before = content(TOP), used_bytes(place)
+    # Nothing is read through qemu-img before: XFS takes its time to forget a file that was removed.
+    before = used_bytes(place)
     pull(LocalFiles(), str(TOP))
-    assert content(TOP) == seen == base.read_bytes()
     assert used_bytes(place) - before > DATA_BYTES // 2
+    assert content(TOP) == base.read_bytes()
 
 
 def test_a_raw_base_of_an_odd_length_is_pulled(place, folder):

@@ -1,11 +1,16 @@
 """What a layer need not hold, decided on values alone."""
 
+from pathlib import Path
+
 import numpy as np
 
 from cowtree import extents as ex
+from cowtree.chain import gate, load
 from cowtree.extents import Extents, Ranges
 from cowtree.plan import trim
-from cowtree.plan.trim import Lost
+from cowtree.plan.trim import Loose, Lost
+from cowtree.storage.file import LocalFiles
+from tests.qemu import qemu_img, qemu_io
 
 UNIT = 512
 NONE = ex.one_range(0, 0)
@@ -73,3 +78,20 @@ def test_only_whole_blocks_come_free_but_for_the_end_that_is_cut_off():
     assert trim.whole_blocks(ranges).start.tolist() == [0, 20480]
     assert trim.whole_blocks(ranges).stop.tolist() == [4096, 24576]
     assert trim.whole_blocks(ranges, 25000).stop.tolist() == [4096, 25000]
+
+
+def test_where_nothing_is_loose_a_cluster_of_zeroes_keeps_its_place(tmp_path: Path):
+    path = tmp_path / "image"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", "extended_l2=on", path, "1M")
+    qemu_io(path, "write -P 1 0 128k", "write -z 64k 64k")
+    layer = gate.open_layer(LocalFiles(), str(path), "qcow2")
+    image = load.load_image(layer)
+    assert image is not None
+    held = load.load_tables(layer.file, image, 0, 1 << 20)
+    layer.close()
+    kept = trim.after(image, held, Loose(NONE, NONE))
+    assert held.entries[0, :2].all()
+    assert not trim.is_changed(held, kept).any()
+    everything = ex.one_range(64 << 10, 128 << 10)
+    dropped = trim.after(image, held, Loose(everything, NONE))
+    assert trim.is_changed(held, dropped)[0].nonzero()[0].tolist() == [1]

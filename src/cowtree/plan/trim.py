@@ -106,14 +106,17 @@ def _is_inside(start: Offsets, ranges: Ranges, geometry: Geometry) -> Mask:
 def _without_subclusters(
     geometry: Geometry, cluster: Offsets, found: tuple[Entries, Entries], loose: Loose
 ) -> tuple[Entries, Entries]:
-    """What entries and their bitmaps become; a cluster stays as it is when one subcluster of data must stay."""
+    """What entries and their bitmaps become; a cluster stays as it is when one subcluster of data must stay, or when
+    nothing of it may go.
+    """
     entry, bitmap = found
     unit = geometry.subcluster_size_bytes
     same, zero = (tables.to_bits(geometry, cluster, ex.widen(each, unit)) for each in loose)
     packed = tables.classify(geometry, entry) == ex.COMPRESSED
     data = np.where(packed, tables.ALL_ALLOCATED, bitmap & tables.ALL_ALLOCATED)
     flags = np.where(packed, tables.NONE, bitmap >> np.uint64(SUBCLUSTER_COUNT))
-    stays = (data & ~(same | zero)) != 0
+    loose_bits = same | zero
+    stays = (loose_bits == 0) | ((data & ~loose_bits) != 0)
     flags = (flags | data) & ~same
     return np.where(stays, entry, tables.NONE), np.where(stays, bitmap, flags << np.uint64(SUBCLUSTER_COUNT))
 
