@@ -5,9 +5,9 @@ import pytest
 
 from cowtree.chain import gate, load
 from cowtree.errors import Refused
-from cowtree.plan import beside, commit
+from cowtree.plan import beside
 from cowtree.plan.create import NewImage
-from cowtree.qcow2.image import Image, Slice
+from cowtree.qcow2.image import Image, Slice, no_slice
 from cowtree.qcow2.tables import COPIED
 from cowtree.steps import Flush, Write
 from cowtree.storage.memory import MemoryFiles
@@ -35,7 +35,7 @@ def test_no_table_is_ones_own_before_the_switch_and_those_that_stay_are_afterwar
 def test_one_sector_leads_to_the_new_table_when_that_is_durable():
     layer, image = opened()
     counts = load.load_counts(layer.file, image, np.arange(image.host_cluster_count), 1)
-    piece = commit.no_slice(image)._replace(counts=counts)
+    piece = no_slice(image)._replace(counts=counts)
     assert isinstance(piece, Slice)
     steps, after = beside.switch(piece, 2048)
     new = after.header.l1_table_offset

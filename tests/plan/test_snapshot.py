@@ -10,11 +10,10 @@ from cowtree.chain.load import load_counts, load_image, load_tables
 from cowtree.errors import BrokenTable, Refused
 from cowtree.extents import Offsets
 from cowtree.plan import snapshot as plan
-from cowtree.plan.commit import no_slice
 from cowtree.qcow2 import check, tables
 from cowtree.qcow2.check import References
 from cowtree.qcow2.header import Header
-from cowtree.qcow2.image import Image, Slice
+from cowtree.qcow2.image import Image, Slice, no_slice
 from cowtree.qcow2.refcounts import Counts
 from cowtree.qcow2.snapshots import Snapshot
 from cowtree.qcow2.tables import COPIED, Tables

@@ -6,10 +6,9 @@ import pytest
 from cowtree.chain import gate, load
 from cowtree.errors import Refused
 from cowtree.operations.create import create
-from cowtree.plan.commit import no_slice
 from cowtree.plan.create import NewImage
 from cowtree.qcow2.allocate import allocate, allocate_run
-from cowtree.qcow2.image import Slice
+from cowtree.qcow2.image import Slice, no_slice
 from cowtree.qcow2.refcounts import block_offsets
 from cowtree.storage.memory import MemoryFiles
 

@@ -12,8 +12,8 @@ import pytest
 
 from cowtree.chain import gate, load
 from cowtree.extents import DATA, single
-from cowtree.plan.commit import lengthen_l1
 from cowtree.plan.create import NewImage
+from cowtree.plan.growth import lengthen_l1
 from cowtree.qcow2 import bitmaps, refcounts, writes
 from cowtree.qcow2 import header as qcow2
 from cowtree.qcow2.allocate import allocate

@@ -5,9 +5,9 @@ from cowtree.chain.view import Chain
 from cowtree.execute.writer import LayerWriter
 from cowtree.extents import Offsets
 from cowtree.monitor import Monitor
-from cowtree.plan import beside, commit, put, resize
+from cowtree.plan import beside, growth, put, resize
 from cowtree.plan.put import Fates, Wish
-from cowtree.qcow2.image import Image, Slice
+from cowtree.qcow2.image import Image, Slice, no_slice
 from cowtree.qcow2.tables import Tables
 from cowtree.steps import Step
 
@@ -24,7 +24,7 @@ class BesideWriter(LayerWriter):
             raise AssertionError("a raw layer has no tree")
         beside.refuse(image, size_bytes)
         self._size_bytes = size_bytes
-        self._old_l1, self._old_l1_clusters = image.l1, commit.l1_clusters(image)
+        self._old_l1, self._old_l1_clusters = image.l1, growth.l1_clusters(image)
         self.chain = chain.with_image(index, beside.detach(image, size_bytes))
 
     def _decide(self, image: Image, wish: Wish, start: int, stop: int) -> tuple[Tables, Fates]:
@@ -49,7 +49,7 @@ class BesideWriter(LayerWriter):
             return
         # A run of clusters side by side is looked for among all that are free.
         counts = load.load_counts(self.file, image, put.refcount_table_clusters(image), image.host_cluster_count)
-        steps, image = beside.switch(commit.no_slice(image)._replace(counts=counts), self._size_bytes)
+        steps, image = beside.switch(no_slice(image)._replace(counts=counts), self._size_bytes)
         self._disk_bytes = self._size_bytes
         self._run([*begin, *steps], image)
         self._give_back_old(image)
@@ -64,4 +64,4 @@ class BesideWriter(LayerWriter):
 
     def _count_down(self, image: Image, clusters: Offsets) -> None:
         counts = load.load_counts(self.file, image, clusters, 0)
-        self._run(beside.give_back(commit.no_slice(image)._replace(counts=counts), clusters), image)
+        self._run(beside.give_back(no_slice(image)._replace(counts=counts), clusters), image)

@@ -19,7 +19,6 @@ from cowtree.extents import Ranges
 from cowtree.monitor import Silent
 from cowtree.plan import bitmap as plan
 from cowtree.plan.bitmap import Part, Wanted
-from cowtree.plan.commit import no_slice
 from cowtree.plan.put import refcount_table_clusters
 from cowtree.qcow2 import bitmaps, dirty, tables
 from cowtree.qcow2.bitmaps import Bitmap, Directory
@@ -28,7 +27,7 @@ from cowtree.qcow2.dirty import Packed
 from cowtree.qcow2.geometry import ceil_div, round_up
 from cowtree.qcow2.header import Header
 from cowtree.qcow2.header_writes import rewrite
-from cowtree.qcow2.image import Image, Slice
+from cowtree.qcow2.image import Image, Slice, no_slice
 from cowtree.qcow2.tables import Entries
 from cowtree.steps import Step
 

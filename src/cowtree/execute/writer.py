@@ -14,12 +14,12 @@ from cowtree.execute.bitmaps import BitmapWriter, Recorder
 from cowtree.execute.run import run
 from cowtree.extents import Offsets, Ranges
 from cowtree.monitor import Monitor, Silent
-from cowtree.plan import commit, empty, pack, put, resize, trim
+from cowtree.plan import empty, growth, pack, put, resize, trim
 from cowtree.plan.put import Bill, Fates, Wish
 from cowtree.plan.trim import Loose
 from cowtree.qcow2 import header as qcow2
 from cowtree.qcow2 import header_writes, refcounts, writes
-from cowtree.qcow2.image import Image, Slice, refuse_what_we_cannot_write
+from cowtree.qcow2.image import Image, Slice, no_slice, refuse_what_we_cannot_write
 from cowtree.qcow2.tables import Tables
 from cowtree.steps import Flush, Step, Truncate
 from cowtree.storage.contract import Storage
@@ -52,7 +52,7 @@ class LayerWriter:
         image = self.image
         if image is None:
             return self._price_raw(wish, start, stop)
-        image = commit.with_room(image, stop)
+        image = growth.with_room(image, stop)
         _, fates = self._decide(image, wish, start, stop)
         return put.bill(image, fates, wish)
 
@@ -70,7 +70,7 @@ class LayerWriter:
         image = self.image
         if image is None:
             return self._price_raw(wish, start, stop)
-        image = commit.with_room(image, stop)
+        image = growth.with_room(image, stop)
         held, fates = self._decide(image, wish, start, stop)
         counts = load.load_counts(self.file, image, put.demand(image, held, fates).clusters, 0)
         return put.review(Slice(image, held, counts), fates, wish)
@@ -119,7 +119,7 @@ class LayerWriter:
     def survey_growth(self, size_bytes: int) -> None:
         """Refuse what `prepare_growth` and `grow` could not do. Raises: Refused."""
         if self.image is not None:
-            commit.refuse_growth(self.image, size_bytes)
+            growth.refuse_growth(self.image, size_bytes)
 
     def prepare_growth(self, size_bytes: int) -> None:
         """Make room for a larger disk; the guest does not see it before `grow`."""
@@ -127,10 +127,10 @@ class LayerWriter:
         if image is None:
             self._run([Truncate(max(size_bytes, self.file.size_bytes))])
         elif image.geometry.l1_entry_count(size_bytes) > len(image.l1):
-            clusters = np.concatenate((commit.l1_clusters(image), put.refcount_table_clusters(image)))
+            clusters = np.concatenate((growth.l1_clusters(image), put.refcount_table_clusters(image)))
             # A run of clusters side by side is looked for among all that are free.
             counts = load.load_counts(self.file, image, clusters, image.host_cluster_count)
-            steps, image = commit.lengthen_l1(Slice(image, commit.no_slice(image).tables, counts), size_bytes)
+            steps, image = growth.lengthen_l1(Slice(image, no_slice(image).tables, counts), size_bytes)
             self._run([*begin, *steps], image)
 
     def grow(self, size_bytes: int) -> None:
@@ -219,7 +219,7 @@ class LayerWriter:
             hosts = refcounts.block_offsets(image.refcount_table)[spare] >> image.header.cluster_bits
             kept = hosts[~ex.is_among(hosts // image.geometry.refcount_block_entry_count, spare)]
             counts = load.load_counts(self.file, image, kept, 0)
-            steps, image = empty.drop_blocks(commit.no_slice(image)._replace(counts=counts), spare)
+            steps, image = empty.drop_blocks(no_slice(image)._replace(counts=counts), spare)
             self._run([*begin, *steps], image)
             used = self._used_runs(image)
         self._run(empty.give_back(image, used), image)

@@ -21,13 +21,12 @@ from cowtree.execute.run import run
 from cowtree.extents import Offsets
 from cowtree.monitor import Silent
 from cowtree.plan import snapshot as plan
-from cowtree.plan.commit import no_slice
 from cowtree.qcow2 import check, mend, tables, writes
 from cowtree.qcow2 import header as qcow2
 from cowtree.qcow2.check import Counted, References, TableUse
 from cowtree.qcow2.findings import Finding
 from cowtree.qcow2.geometry import ceil_div
-from cowtree.qcow2.image import Image
+from cowtree.qcow2.image import Image, no_slice
 from cowtree.qcow2.snapshots import Snapshot
 from cowtree.qcow2.tables import COPIED, Tables
 from cowtree.steps import Flush, Step, Write

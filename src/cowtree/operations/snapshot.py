@@ -23,11 +23,10 @@ from cowtree.monitor import Silent
 from cowtree.operations.check import CLUSTER_COUNT_MAX, refuse_damage, repair_counts
 from cowtree.operations.mend import load_rows
 from cowtree.plan import snapshot as plan
-from cowtree.plan.commit import no_slice
 from cowtree.plan.put import refcount_table_clusters
 from cowtree.qcow2 import refcounts, tables, writes
 from cowtree.qcow2.check import References
-from cowtree.qcow2.image import Image, Slice, refuse_what_we_cannot_write
+from cowtree.qcow2.image import Image, Slice, no_slice, refuse_what_we_cannot_write
 from cowtree.qcow2.refcounts import Counts
 from cowtree.qcow2.snapshots import Snapshot
 from cowtree.qcow2.tables import Entries, Tables

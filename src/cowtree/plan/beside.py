@@ -13,7 +13,7 @@ import numpy as np
 from cowtree.errors import Refused
 from cowtree.extents import Offsets
 from cowtree.plan import resize
-from cowtree.plan.commit import with_room
+from cowtree.plan.growth import with_room
 from cowtree.plan.put import count_down, entry_users
 from cowtree.qcow2 import tables, writes
 from cowtree.qcow2.allocate import allocate_run

@@ -13,8 +13,8 @@ from cowtree import extents as ex
 from cowtree.errors import Refused
 from cowtree.extents import Extents, Mask, Offsets, Ranges
 from cowtree.plan.bitmap import refuse_resize
-from cowtree.plan.commit import refuse_old_snapshots
 from cowtree.plan.create import FALLOC, FILL_BYTES, FULL
+from cowtree.plan.growth import refuse_old_snapshots
 from cowtree.plan.put import (
     Demand,
     Wish,

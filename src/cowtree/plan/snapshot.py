@@ -20,13 +20,12 @@ from numpy.typing import NDArray
 
 from cowtree.errors import BrokenTable, Refused
 from cowtree.extents import Mask, Offsets, is_among
-from cowtree.plan.commit import no_slice
 from cowtree.qcow2 import check, snapshots, tables, writes
 from cowtree.qcow2.allocate import allocate_run
 from cowtree.qcow2.check import References
 from cowtree.qcow2.findings import Finding
 from cowtree.qcow2.geometry import L1_BYTES_MAX, L1_ENTRY_BYTES, SNAPSHOT_COUNT_MAX, Geometry
-from cowtree.qcow2.image import Image, Slice
+from cowtree.qcow2.image import Image, Slice, no_slice
 from cowtree.qcow2.refcounts import Counts
 from cowtree.qcow2.snapshots import EXTRA_DATA, Snapshot
 from cowtree.qcow2.tables import COMPRESSED_FLAG, COPIED, Entries, Tables, table_offsets

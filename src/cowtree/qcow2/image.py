@@ -138,6 +138,16 @@ def _check_fixed_ranges(image: Image) -> None:
         end, last = round_up(start + length, size), what
 
 
+def no_slice(image: Image) -> Slice:
+    """The image with no table and no block in memory."""
+    none = np.empty(0, np.int64)
+    geometry = image.geometry
+    words = np.empty((0, geometry.l2_entry_count), np.uint64)
+    empty_tables = Tables(none, none, words, np.empty((0, 0), np.uint64))
+    counts = np.empty((0, geometry.refcount_block_entry_count), np.uint16)
+    return Slice(image, empty_tables, Counts(none, none, counts))
+
+
 def lookup(tables: Tables, geometry: Geometry, cluster: Offsets) -> tuple[Entries, Entries]:
     """The L2 entries of guest clusters, and their bitmaps; 0 where there is no table, or no bitmap."""
     index, column = np.divmod(cluster, geometry.l2_entry_count)

@@ -8,8 +8,6 @@ from cowtree.qcow2 import tables, writes
 from cowtree.qcow2.allocate import allocate_run
 from cowtree.qcow2.geometry import L1_BYTES_MAX, L1_ENTRY_BYTES
 from cowtree.qcow2.image import Image, Slice
-from cowtree.qcow2.refcounts import Counts
-from cowtree.qcow2.tables import Tables
 from cowtree.steps import Step
 
 
@@ -61,13 +59,3 @@ def l1_clusters(image: Image) -> ex.Offsets:
     """The host clusters of the active L1 table."""
     first = image.header.l1_table_offset >> image.header.cluster_bits
     return np.arange(first, first + image.geometry.cluster_count(tables.l1_bytes(image.l1)))
-
-
-def no_slice(image: Image) -> Slice:
-    """The image with no table and no block in memory."""
-    none = np.empty(0, np.int64)
-    geometry = image.geometry
-    words = np.empty((0, geometry.l2_entry_count), np.uint64)
-    empty_tables = Tables(none, none, words, np.empty((0, 0), np.uint64))
-    counts = np.empty((0, geometry.refcount_block_entry_count), np.uint16)
-    return Slice(image, empty_tables, Counts(none, none, counts))
