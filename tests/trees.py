@@ -10,6 +10,7 @@ from cowtree import extents as ex
 from cowtree.chain import gate
 from cowtree.chain.load import load_image
 from cowtree.chain.view import Chain, layer_extents, open_chain, through_snapshot
+from cowtree.errors import MissingImage
 from cowtree.execute.writer import LayerWriter
 from cowtree.operations import act, order, snapshot
 from cowtree.operations.tally import Tally
@@ -158,8 +159,27 @@ def carry_out(
         return 0
     wanted = order.Order(family, tuple(acts), ending, STAMP, is_atomic=is_atomic)
     tally = Tally(None)
-    act.carry_out(files, wanted, act.find_journal(files, wanted), tally)
+    act.carry_out(files, wanted, find_journal(files, wanted), tally)
     return tally.moved_bytes
+
+
+def read_journal(files: FileSystem, path: str) -> tuple[order.Order, order.Progress]:
+    """What a journal says that lies anywhere."""
+    file = files.open(path, Access.READ)
+    try:
+        return order.parse(path, file.pread(0, file.size_bytes))
+    finally:
+        file.close()
+
+
+def find_journal(files: FileSystem, wanted: order.Order) -> act.Journal:
+    """What a stopped run of the same order wrote, else a new journal."""
+    try:
+        found, progress = read_journal(files, wanted.journal_path)
+    except MissingImage:
+        return act.Journal(files, wanted)
+    assert (found.family.members, found.acts) == (wanted.family.members, wanted.acts)
+    return act.Journal(files, found, progress)
 
 
 def after(family: Family, plan: Plan) -> Family:

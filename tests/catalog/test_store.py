@@ -69,14 +69,14 @@ def test_what_is_known_of_a_base_counts_for_its_link_only(catalog):
 
 
 def test_merges_are_remembered_and_the_last_one_that_was_not_undone_is_found(catalog):
-    assert catalog.last_merge() is None
+    assert catalog.merges() == []
     first, second = catalog.begin_merge('{"a": 1}'), catalog.begin_merge("two")
     catalog.finish_merge(first)
-    assert catalog.last_merge() == Merge(second, "two", 101, None, None)
+    assert catalog.merges()[0] == Merge(second, "two", 101, None, None)
     catalog.mark_undone(second)
-    assert catalog.last_merge() == Merge(first, '{"a": 1}', 100, 102, None)
+    assert catalog.merges()[0] == Merge(first, '{"a": 1}', 100, 102, None)
     catalog.mark_undone(first)
-    assert catalog.last_merge() is None
+    assert catalog.merges() == []
     assert catalog.begin_merge("three") == second + 1
 
 
@@ -86,13 +86,6 @@ def test_what_is_known_of_a_merge_when_it_is_done_takes_the_place_of_its_plan(ca
     assert [(merge.id, merge.plan) for merge in catalog.merges()] == [(second, "two"), (first, "one, done")]
     catalog.mark_undone(second)
     assert [merge.id for merge in catalog.merges()] == [first]
-
-
-def test_the_speed_of_a_device_is_the_one_that_was_measured_last(catalog):
-    assert catalog.speed("8:0") is None
-    for speed in (5, 7 << 30):
-        catalog.note_speed("8:0", speed)
-    assert catalog.speed("8:0") == 7 << 30
 
 
 def test_folder_and_file_are_for_nobody_else(catalog, path):
@@ -144,7 +137,7 @@ def use_all(path):
     with open_catalog(path) as catalog:
         catalog.pools()
         catalog.add_pool("/new")
-        catalog.last_merge()
+        catalog.merges()
 
 
 @pytest.mark.parametrize("how", ["no database", "cut", "bits"])

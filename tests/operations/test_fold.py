@@ -13,7 +13,7 @@ import pytest
 from cowtree.chain.view import open_chain
 from cowtree.errors import Refused
 from cowtree.operations import fold, snapshot
-from cowtree.operations.act import Act, find_journal
+from cowtree.operations.act import Act
 from cowtree.operations.create import create
 from cowtree.operations.fold import Fold
 from cowtree.operations.merge import open_for_writing, relink
@@ -29,6 +29,7 @@ from cowtree.storage.memory import MemoryFiles
 from tests.crash import snapshot_views
 from tests.pictures import CLUSTER_BYTES, Family, draw, family, view
 from tests.qemu import RandomChain, assert_clean, content, qemu_img, random_chain
+from tests.trees import find_journal
 
 MIB = 1 << 20
 

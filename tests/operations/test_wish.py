@@ -11,6 +11,7 @@ from cowtree.operations.wish import Manner, Wish, grant, make_plan, resume, stal
 from cowtree.storage.faults import BEFORE, Fault, FaultyFiles, Killed
 from tests.disktrees import FILES, DiskTree, plant
 from tests.qemu import qemu_img, qemu_io
+from tests.trees import read_journal
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_a_proven_merge_that_is_killed_anywhere_is_proven_when_it_goes_on(tmp_pa
         assert tree.digests()[tree.paths[2]] == shown
         journals = [name for name in tree.names() if name.endswith(order.SUFFIX)]
         for name in journals:
-            assert order.load(FILES, str(folder / name))[0].sights
+            assert read_journal(FILES, str(folder / name))[0].sights
             resume(FILES, str(folder / name))
         assert tree.digests()[tree.paths[2]] == shown
         assert not [name for name in tree.names() if name.endswith(order.SUFFIX)]

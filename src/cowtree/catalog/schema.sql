@@ -25,10 +25,3 @@ CREATE TABLE merge (
     finished_ns INTEGER,
     undone_ns   INTEGER
 ) STRICT;
-
--- How fast a device was when data was last moved on it.
-CREATE TABLE speed (
-    device           TEXT    PRIMARY KEY,
-    bytes_per_second INTEGER NOT NULL,
-    updated_ns       INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;

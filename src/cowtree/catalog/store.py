@@ -242,25 +242,12 @@ class Catalog:
         """Note that a merge was undone."""
         self._change("UPDATE merge SET undone_ns = ? WHERE id = ?", self._clock(), number)
 
-    def last_merge(self) -> Merge | None:
-        """The merge that was begun last and not undone."""
-        return next(iter(self.merges()), None)
-
     def merges(self) -> list[Merge]:
         """All merges that were not undone, the one first that was begun last."""
         columns = ", ".join(Merge._fields)
         return [
             Merge(*row) for row in self._read(f"SELECT {columns} FROM merge WHERE undone_ns IS NULL ORDER BY id DESC")
         ]
-
-    def note_speed(self, device: str, bytes_per_second: int) -> None:
-        """Remember how fast a device is."""
-        self._change("INSERT OR REPLACE INTO speed VALUES (?, ?, ?)", device, bytes_per_second, self._clock())
-
-    def speed(self, device: str) -> int | None:
-        """How fast a device was, in bytes per second."""
-        found = self._read("SELECT bytes_per_second FROM speed WHERE device = ?", device)
-        return int(found[0][0]) if found else None
 
     def _read(self, words: str, *values: object) -> list[tuple[Any, ...]]:
         with _failing(self.path):

@@ -317,7 +317,6 @@ def describe(planned: "Planned") -> dict[str, object]:
                 "not-needed": list(now.paths(now.left_over(act))),
                 "read": cost.read_bytes,
                 "moved": cost.moved_bytes,
-                "cloned": cost.cloned_bytes,
                 "new-space": cost.new_bytes,
                 "tables": cost.table_count,
             }

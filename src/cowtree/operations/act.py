@@ -23,7 +23,7 @@ from cowtree.execute.writer import LayerWriter
 from cowtree.operations import fold
 from cowtree.operations.check import trusted
 from cowtree.operations.fold import Fold, Link
-from cowtree.operations.order import DELETE, KEEP, LEAVE, LINK, MOVE, NAME, Order, Progress, forget, load, save
+from cowtree.operations.order import DELETE, KEEP, LEAVE, LINK, MOVE, NAME, Order, Progress, forget, save
 from cowtree.operations.renew import renewed
 from cowtree.operations.tally import Tally
 from cowtree.plan.family import Merge
@@ -199,20 +199,6 @@ def carry_out(
             _do(act, journal, tally, stack)
     finish()
     journal.close()
-
-
-def find_journal(files: FileSystem, order: Order) -> "Journal":
-    """The journal of an order: what a stopped run wrote of the same one, else a new one.
-    Raises: Refused when another merge into the same image was begun and not ended.
-    """
-    try:
-        found, progress = load(files, order.journal_path)
-    except MissingImage:
-        return Journal(files, order)
-    if (found.family.members, found.acts) != (order.family.members, order.acts):
-        reason = f"another merge into {order.family.path(order.acts[0].target)} was begun and is not done"
-        raise Refused(reason=reason, hint=f"cowtree recover {order.journal_path}")
-    return Journal(files, found, progress)
 
 
 def _do(act: Act, journal: "Journal", tally: Tally, stack: ExitStack) -> None:

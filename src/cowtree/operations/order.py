@@ -12,7 +12,7 @@ from cowtree.chain.aside import NAME_BYTES_MAX, set_aside
 from cowtree.errors import BrokenJournal
 from cowtree.operations.create import NEW_MODE, new_file
 from cowtree.plan.family import Family, Member, Merge
-from cowtree.storage.contract import Access, FileSystem
+from cowtree.storage.contract import FileSystem
 
 SUFFIX: Final = ".cowtree-merge"
 VERSION: Final = 1
@@ -111,15 +111,6 @@ def to_json(order: Order) -> dict[str, Any]:
         "sights": [list(sight) for sight in order.sights],
         "atomic": order.is_atomic,
     }
-
-
-def load(files: FileSystem, path: str) -> tuple[Order, Progress]:
-    """Read how far a merge is. Raises: MissingImage, BrokenJournal."""
-    file = files.open(path, Access.READ)
-    try:
-        return parse(path, file.pread(0, min(file.size_bytes, JOURNAL_BYTES_MAX + 1)))
-    finally:
-        file.close()
 
 
 def parse(path: str, data: bytes) -> tuple[Order, Progress]:

@@ -26,7 +26,7 @@ def _price(files: FileSystem, order: Order) -> Cost:
     with ExitStack() as stack:
         chain, wanted = Act(files, order, 0).open(stack, access=Access.READ)
         bill = fold.price(chain, wanted)
-    return Cost(bill.read_bytes, bill.moved_bytes, 0, bill.new_bytes, bill.table_count)
+    return Cost(bill.read_bytes, bill.moved_bytes, bill.new_bytes, bill.table_count)
 
 
 def survey_act(files: FileSystem, order: Order) -> None:

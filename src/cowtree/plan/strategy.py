@@ -15,13 +15,12 @@ from cowtree.plan.permit import Permit, objections, permit
 
 class Cost(NamedTuple):
     """What merges cost. `moved_bytes` are the guest's that are written, with the rest of clusters that are written
-    whole; `cloned_bytes` of these are shared and not copied; `read_bytes` is what is read for it. `new_bytes` is the
-    space that is taken before any is given back. `table_count` counts tables and refcount blocks that are written.
+    whole, and `read_bytes` what is read for it; where a file system shares blocks it may be less. `new_bytes` is the
+    space that is taken before any is given back, `table_count` how many L2 tables change.
     """
 
     read_bytes: int = 0
     moved_bytes: int = 0
-    cloned_bytes: int = 0
     new_bytes: int = 0
     table_count: int = 0
 
@@ -32,7 +31,7 @@ class Cost(NamedTuple):
     @property
     def traffic_bytes(self) -> int:
         """What goes through the machine."""
-        return self.read_bytes + self.moved_bytes - 2 * self.cloned_bytes
+        return self.read_bytes + self.moved_bytes
 
 
 class Plan(NamedTuple):
