@@ -6,6 +6,7 @@ A missing tool stops the run with one sentence; nothing is ever left out quietly
 import os
 import shutil
 import signal
+import tempfile
 
 import pytest
 from hypothesis import settings
@@ -34,12 +35,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse to start when a tool is missing."""
     os.environ["PATH"] += ":/usr/sbin:/sbin"  # where Debian keeps mke2fs
+    # No test reads or writes the catalogue of whoever runs it.
+    os.environ["COWTREE_CATALOG"] = os.path.join(tempfile.mkdtemp(prefix="cowtree-tests-"), "catalog.db")
     # A shell lets what runs in its background ignore Ctrl-C, and that would be inherited by what the tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if missing:
         packages = " ".join(sorted({TOOLS[tool] for tool in missing}))
         raise pytest.UsageError(f"the tests need {', '.join(missing)}. Try: apt-get install {packages}")
+
+
+def pytest_unconfigure() -> None:
+    """Leave nothing behind."""
+    shutil.rmtree(os.path.dirname(os.environ["COWTREE_CATALOG"]), ignore_errors=True)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -16,18 +16,12 @@ from cowtree.cli.main import main
 from cowtree.operations import proof
 from cowtree.operations.digest import digest
 from cowtree.operations.order import SUFFIX
+from tests.cli.running import Ran
 from tests.disktrees import FILES, NAMES, DiskTree, plant, random_tree, random_words
 from tests.qemu import assert_clean, qemu_img, qemu_io
 
 WRONG_USE, MISSING, NOT_OF_THE_FAMILY, REFUSED, LOCKED, UNPROVEN = 2, 11, 11, 15, 16, 22
 COWTREE = [sys.executable, "-m", "cowtree"]
-
-
-@pytest.fixture(autouse=True)
-def catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "state" / "catalog.db"
-    monkeypatch.setenv("COWTREE_CATALOG", str(path))
-    return path
 
 
 @pytest.fixture
@@ -36,15 +30,6 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DiskTree:
     folder.mkdir()
     monkeypatch.chdir(folder)
     return plant(folder)
-
-
-class Ran:
-    """What a command said."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str], *words: str) -> None:
-        capsys.readouterr()
-        self.status = main(["cowtree", *words])
-        self.out, self.err = capsys.readouterr()
 
 
 def leaves_of(tree: DiskTree) -> dict[str, str]:

@@ -13,13 +13,6 @@ from cowtree.cli.pool import find_pools
 from tests.qemu import qemu_img
 
 
-@pytest.fixture(autouse=True)
-def catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "state" / "catalog.db"
-    monkeypatch.setenv("COWTREE_CATALOG", str(path))
-    return path
-
-
 @pytest.fixture
 def folders(tmp_path: Path) -> list[str]:
     made = [tmp_path / name for name in ("a", "b")]

@@ -10,16 +10,10 @@ import pytest
 from cowtree.cli.main import main
 from cowtree.operations import wish
 from cowtree.operations.act import Act
+from tests.cli.running import Ran
 from tests.disktrees import NAMES, DiskTree, plant
 
 BROKEN, REFUSED, MISSING = 21, 15, 11
-
-
-@pytest.fixture(autouse=True)
-def catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "state" / "catalog.db"
-    monkeypatch.setenv("COWTREE_CATALOG", str(path))
-    return path
 
 
 @pytest.fixture
@@ -28,15 +22,6 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DiskTree:
     folder.mkdir()
     monkeypatch.chdir(folder)
     return plant(folder, (None, 0, 1), ("AAAA", "-B--", "--CC"), ("base", "middle", "top"))
-
-
-class Ran:
-    """What a command said."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str], *words: str) -> None:
-        capsys.readouterr()
-        self.status = main(["cowtree", *words])
-        self.out, self.err = capsys.readouterr()
 
 
 def begin(*words: str, phase: str = "link_overlays") -> str:
@@ -113,7 +98,7 @@ def test_a_merge_is_found_by_its_journal_an_image_a_folder_and_a_pool(
         assert listed.out == f"{journal}: cowtree delete {tree.paths[0]}\n"
         assert os.path.exists(journal)
     if place == "pool":
-        monkeypatch.chdir(tree.folder.parent / "state")
+        monkeypatch.chdir(tree.folder.parent)
     ran = Ran(capsys, "recover", *places[place])
     assert ran.status == 0, ran.err
     assert "completed; moved " in ran.out

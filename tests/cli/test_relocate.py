@@ -91,7 +91,6 @@ def test_odd_names_are_escaped_and_work(folder: Path, capsys: pytest.CaptureFixt
 def test_an_image_in_a_remembered_pool_is_not_left_without_its_base(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("COWTREE_CATALOG", str(folder / "state/catalog.db"))
     (folder / "pool").mkdir()
     qemu_img("create", "-q", "-f", "qcow2", "-b", folder / "old/base.qcow2", "-F", "qcow2", folder / "pool/far.qcow2")
     assert main(["cowtree", "pool", "add", str(folder / "pool")]) == 0

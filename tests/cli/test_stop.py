@@ -29,7 +29,6 @@ def test_a_signal_means_the_same_as_ctrl_c_and_only_meanwhile():
 def test_a_merge_that_is_stopped_says_so_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ):
-    monkeypatch.setenv("COWTREE_CATALOG", str(tmp_path / "catalog.db"))
     base, top = tmp_path / "base", tmp_path / "top"
     qemu_img("create", "-q", "-f", "qcow2", base, "1G")
     qemu_io(base, "write -P 1 0 64M")

@@ -118,7 +118,6 @@ def test_odd_names_are_escaped_and_work(folder: Path, capsys: pytest.CaptureFixt
 def test_readers_in_pools_that_are_remembered_count_and_one_that_is_not_there_is_told(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("COWTREE_CATALOG", str(folder / "state/catalog.db"))
     for name in ("pool", "gone"):
         (folder / name).mkdir()
         assert main(["cowtree", "pool", "add", name]) == 0

@@ -5,18 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from cowtree.cli.main import main
 from cowtree.operations.act import Act
+from tests.cli.running import Ran
 from tests.disktrees import DiskTree, plant
 
 REFUSED, WRONG_USE = 15, 2
-
-
-@pytest.fixture(autouse=True)
-def catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "state" / "catalog.db"
-    monkeypatch.setenv("COWTREE_CATALOG", str(path))
-    return path
 
 
 @pytest.fixture
@@ -25,15 +18,6 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DiskTree:
     folder.mkdir()
     monkeypatch.chdir(folder)
     return plant(folder, (None, 0, 1), ("AAAAAAAA", "-B------", "--CC----"), ("base", "middle", "top"))
-
-
-class Ran:
-    """What a command said."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str], *words: str) -> None:
-        capsys.readouterr()
-        self.status = main(["cowtree", *words])
-        self.out, self.err = capsys.readouterr()
 
 
 def test_without_a_merge_there_is_nothing_to_undo(capsys: pytest.CaptureFixture[str], catalog: Path):

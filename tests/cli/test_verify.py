@@ -7,14 +7,8 @@ from pathlib import Path
 import pytest
 
 from cowtree.cli.main import main
+from tests.cli.running import Ran
 from tests.qemu import qemu_img, qemu_io
-
-
-@pytest.fixture(autouse=True)
-def catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "state" / "catalog.db"
-    monkeypatch.setenv("COWTREE_CATALOG", str(path))
-    return path
 
 
 @pytest.fixture
@@ -32,13 +26,11 @@ def img(words: str) -> None:
     assert main(["qemu-img", *words.split(" ")]) == 0
 
 
-class Verified:
-    """What the command said."""
+class Verified(Ran):
+    """What `cowtree verify` said."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str], *words: str) -> None:
-        capsys.readouterr()
-        self.status = main(["cowtree", "verify", *words])
-        self.out, self.err = capsys.readouterr()
+        super().__init__(capsys, "verify", *words)
 
     @property
     def states(self) -> dict[str, str]:

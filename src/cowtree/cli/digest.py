@@ -7,6 +7,7 @@ the first one that failed.
 import argparse
 import sys
 
+from cowtree.cli import options
 from cowtree.cli.progress import Bar
 from cowtree.errors import CowtreeError
 
@@ -23,7 +24,7 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser.add_argument(
         "-f", "--format", choices=("raw", "qcow2"), help="the format; told from the image when not given"
     )
-    parser.add_argument("-p", "--progress", action="store_true", help="show a bar when standard error is a terminal")
+    options.add_progress(parser)
     parser.set_defaults(run=run)
 
 

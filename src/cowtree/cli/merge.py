@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from cowtree.cli import pool, tree
+from cowtree.cli import options, tree
 from cowtree.cli.progress import Bar
 from cowtree.cli.stop import stopping
 from cowtree.cli.tree import printable
@@ -77,8 +77,8 @@ class Verb:
         _add_terms(parser)
         if not is_dry:
             _add_manner(parser)
-        parser.add_argument("--output", choices=("human", "json"), default="human", help="human (the default) or json")
-        pool.add_catalog_option(parser)
+        options.add_output(parser)
+        options.add_catalog(parser)
         parser.set_defaults(run=run, act=self.name, is_planning=is_dry)
 
 
@@ -118,7 +118,7 @@ def _add_manner(parser: argparse.ArgumentParser) -> None:
         help="digest what every leaf shows before and after, where that comes from another file then, or with =full "
         "all of it; nothing is removed before it is proven",
     )
-    parser.add_argument("-p", "--progress", action="store_true", help="show a bar when standard error is a terminal")
+    options.add_progress(parser)
 
 
 def spell_out(words: list[str]) -> list[str]:

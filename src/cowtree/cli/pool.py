@@ -8,6 +8,7 @@ import json
 import os
 import sys
 
+from cowtree.cli import options
 from cowtree.errors import MissingImage, WrongUse
 
 ADD, REMOVE, LIST = ACTIONS = ("add", "remove", "list")
@@ -26,14 +27,9 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     )
     parser.add_argument("action", choices=ACTIONS, metavar="add|remove|list", help="what to do")
     parser.add_argument("folders", nargs="*", metavar="FOLDER", help="folders to add or remove")
-    parser.add_argument("--output", choices=("human", "json"), default="human", help="human (the default) or json")
-    add_catalog_option(parser)
+    options.add_output(parser)
+    options.add_catalog(parser)
     parser.set_defaults(run=run)
-
-
-def add_catalog_option(parser: argparse.ArgumentParser) -> None:
-    """Declare where the catalogue is."""
-    parser.add_argument("--catalog", metavar="FILE", help="the catalogue, if not the one that is always used")
 
 
 def run(arguments: argparse.Namespace) -> int:

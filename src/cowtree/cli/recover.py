@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from cowtree.cli import merge, pool, tree
+from cowtree.cli import merge, options, pool, tree
 from cowtree.cli.progress import Bar
 from cowtree.cli.stop import stopping
 from cowtree.cli.tree import printable
@@ -27,8 +27,8 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         help="a folder, an image, or what 'recover --list' names; all pools and . when not given",
     )
     parser.add_argument("--list", action="store_true", help="list what was left half-done, and change nothing")
-    parser.add_argument("-p", "--progress", action="store_true", help="show a bar when standard error is a terminal")
-    pool.add_catalog_option(parser)
+    options.add_progress(parser)
+    options.add_catalog(parser)
     parser.set_defaults(run=run)
 
 

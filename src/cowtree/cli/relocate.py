@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from cowtree.cli.pool import add_catalog_option
+from cowtree.cli import options
 from cowtree.cli.progress import Bar
 from cowtree.cli.tree import find_pools, printable
 
@@ -33,17 +33,11 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         "--flat", action="store_true", help="all files side by side; else as they lie below their common folder"
     )
     parser.add_argument("--absolute", action="store_true", help="name bases by their full paths; else relative ones")
-    parser.add_argument(
-        "--pool",
-        action="append",
-        default=[],
-        metavar="FOLDER",
-        help="a folder beside the pools in which images may lie that read one of these; may be given several times",
-    )
+    options.add_pools(parser, "read one of these")
     parser.add_argument("--dry-run", action="store_true", help="say what would move where, and change nothing")
-    parser.add_argument("--output", choices=("human", "json"), default="human", help="human (the default) or json")
-    parser.add_argument("-p", "--progress", action="store_true", help="show a bar when standard error is a terminal")
-    add_catalog_option(parser)
+    options.add_output(parser)
+    options.add_progress(parser)
+    options.add_catalog(parser)
     parser.set_defaults(run=run)
 
 

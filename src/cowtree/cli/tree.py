@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from cowtree.cli import pool
+from cowtree.cli import options, pool
 from cowtree.errors import (
     BrokenHeader,
     ChainError,
@@ -92,9 +92,9 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         "when there is no image, or a place could not be looked into.",
     )
     parser.add_argument("places", nargs="*", metavar="PATH", help="a folder or an image; . when not given")
-    parser.add_argument("--output", choices=("human", "json"), default="human", help="human (the default) or json")
+    options.add_output(parser)
     parser.add_argument("--pools", action="store_true", help="draw what is in the pools: see cowtree pool")
-    pool.add_catalog_option(parser)
+    options.add_catalog(parser)
     parser.set_defaults(run=run)
 
 

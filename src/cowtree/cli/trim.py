@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from cowtree.cli.pool import add_catalog_option
+from cowtree.cli import options
 from cowtree.cli.progress import Bar
 from cowtree.cli.tree import find_pools, printable
 from cowtree.units import format_size
@@ -35,17 +35,11 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         help="in each base that one image only reads also drop what that image hides; opened alone such a base shows "
         "something else afterwards",
     )
-    parser.add_argument(
-        "--pool",
-        action="append",
-        default=[],
-        metavar="FOLDER",
-        help="a folder beside the pools in which images may lie that read the bases; may be given several times",
-    )
+    options.add_pools(parser, "read the bases")
     parser.add_argument("--dry-run", action="store_true", help="say what would be dropped, and change nothing")
-    parser.add_argument("--output", choices=("human", "json"), default="human", help="human (the default) or json")
-    parser.add_argument("-p", "--progress", action="store_true", help="show a bar when standard error is a terminal")
-    add_catalog_option(parser)
+    options.add_output(parser)
+    options.add_progress(parser)
+    options.add_catalog(parser)
     parser.set_defaults(run=run)
 
 

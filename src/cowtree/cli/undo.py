@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from cowtree.cli import pool
+from cowtree.cli import options
 from cowtree.cli.stop import stopping
 from cowtree.cli.tree import printable
 
@@ -25,7 +25,7 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         "merge before that one.",
     )
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
-    pool.add_catalog_option(parser)
+    options.add_catalog(parser)
     parser.set_defaults(run=run)
 
 

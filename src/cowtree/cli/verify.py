@@ -5,7 +5,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from cowtree.cli import pool, tree
+from cowtree.cli import options, pool, tree
 from cowtree.cli.tree import printable
 from cowtree.errors import CatalogError, CowtreeError, StaleBase
 
@@ -29,14 +29,14 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser.add_argument(
         "places", nargs="*", metavar="PATH", help="a folder or an image; all pools when not given, or . without pools"
     )
-    parser.add_argument("--output", choices=("human", "json"), default="human", help="human (the default) or json")
+    options.add_output(parser)
     parser.add_argument("--record", action="store_true", help="make a record for each overlay that has none")
     parser.add_argument(
         "--accept",
         action="store_true",
         help="make a new record, too, for each overlay whose base was changed or touched",
     )
-    pool.add_catalog_option(parser)
+    options.add_catalog(parser)
     parser.set_defaults(run=run)
 
 

@@ -174,7 +174,6 @@ def test_what_hangs_on_the_top_is_not_in_the_way(folder: Path):
 def test_a_reader_in_another_folder_is_found_when_that_is_a_pool(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("COWTREE_CATALOG", str(tmp_path / "catalog/db"))
     (tmp_path / "pool").mkdir()
     path = overlay(tmp_path / "pool/far", str(folder / "l2"), "qcow2")
     assert main(["cowtree", "pool", "add", str(tmp_path / "pool")]) == 0
