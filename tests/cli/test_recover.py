@@ -98,7 +98,9 @@ def test_a_merge_is_found_by_its_journal_an_image_a_folder_and_a_pool(
         assert listed.out == f"{journal}: cowtree delete {tree.paths[0]}\n"
         assert os.path.exists(journal)
     if place == "pool":
-        monkeypatch.chdir(tree.folder.parent)
+        elsewhere = tree.folder.parent / "elsewhere"
+        elsewhere.mkdir()
+        monkeypatch.chdir(elsewhere)
     ran = Ran(capsys, "recover", *places[place])
     assert ran.status == 0, ran.err
     assert "completed; moved " in ran.out
