@@ -1,7 +1,8 @@
 """Owns trees of images in memory, drawn at random: what merges of whole families are tried on."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -144,6 +145,19 @@ def random_parents(count: int, choose: random.Random) -> list[int | None]:
     """One tree of so many images, in which long lines are as common as bushes."""
     is_deep = choose.random() < 0.5
     return [None, *(choose.randrange(max(0, index - 2) if is_deep else 0, index) for index in range(1, count))]
+
+
+def random_acts(seed: int, count_max: int) -> Iterator[tuple[Family, Merge]]:
+    """Merges of every group of a random family, each with some target and some name; nothing is drawn."""
+    choose = random.Random(seed)
+    count = choose.randint(2, count_max)
+    parents = [None, *(choose.randrange(number) for number in range(1, count))]
+    found = Family(tuple(Member(str(number), "qcow2", 1, parent) for number, parent in enumerate(parents)))
+    for top in range(count):
+        line = found.line(top)
+        for start, stop in combinations(range(len(line) + 1), 2):
+            group = line[start:stop]
+            yield found, Merge(group, choose.choice(group), choose.choice(group))
 
 
 def carry_out(

@@ -14,7 +14,7 @@ from cowtree.execute.writer import LayerWriter
 from cowtree.monitor import Counting
 from cowtree.operations.create import create
 from cowtree.plan.create import NewImage
-from cowtree.plan.put import Bill, Wish
+from cowtree.plan.put import Cost, Wish
 from cowtree.qcow2 import header as qcow2
 from cowtree.qcow2 import tables
 from cowtree.qcow2.image import Image
@@ -77,7 +77,7 @@ def test_nothing_to_put_leaves_the_file_as_it_is():
     before = made.files.snapshot()
     with writing(made) as writer:
         nothing = Wish(ex.empty(), ex.empty(), ex.empty(), True)
-        assert writer.survey(nothing, 0, 2048) == Bill()
+        assert writer.survey(nothing, 0, 2048) == Cost()
         writer.put(nothing, 0, 2048)
         writer.finish()
     assert made.files.snapshot() == before

@@ -22,7 +22,7 @@ from cowtree.operations.tally import Tally
 from cowtree.plan.create import NewImage
 from cowtree.plan.family import Family as Kin
 from cowtree.plan.family import Member, Merge
-from cowtree.plan.put import Bill
+from cowtree.plan.put import Cost
 from cowtree.storage.contract import Access, FileSystem
 from cowtree.storage.file import LocalFiles
 from cowtree.storage.memory import MemoryFiles
@@ -34,7 +34,7 @@ from tests.trees import find_journal
 MIB = 1 << 20
 
 
-def run(files: FileSystem, top: tuple[str, str], wanted: Fold, begin: int = 0) -> tuple[int, list[int], Bill]:
+def run(files: FileSystem, top: tuple[str, str], wanted: Fold, begin: int = 0) -> tuple[int, list[int], Cost]:
     """Fold. Returns: the bytes moved, the marks, and the bill that was printed before."""
     marks: list[int] = []
     tally = Tally(None)

@@ -3,12 +3,10 @@
 Drawn as `A<B` for "B lies on A": a member for each letter, in the order in which they are first named.
 """
 
-import random
-from itertools import combinations
-
 import pytest
 
 from cowtree.plan.family import Family, Member, Merge
+from tests.trees import random_acts
 
 
 def family(text: str) -> Family:
@@ -112,16 +110,8 @@ def brute_in_the_way(found: Family, act: Merge) -> set[int]:
 
 
 def test_random_families_have_in_the_way_whoever_sees_a_change(seed: int):
-    choose = random.Random(seed)
-    count = choose.randint(2, 12)
-    parents = [None, *(choose.randrange(number) for number in range(1, count))]
-    found = Family(tuple(Member(str(number), "qcow2", 1, parent) for number, parent in enumerate(parents)))
-    for top in range(count):
-        line = found.line(top)
-        for start, stop in combinations(range(len(line) + 1), 2):
-            group = line[start:stop]
-            act = Merge(group, choose.choice(group), choose.choice(group))
-            assert set(found.in_the_way(act)) == brute_in_the_way(found, act)
+    for found, act in random_acts(seed, 12):
+        assert set(found.in_the_way(act)) == brute_in_the_way(found, act)
 
 
 def test_a_disk_is_as_large_as_the_top_s_unless_somebody_lies_on_it_who_saw_more():

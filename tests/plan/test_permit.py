@@ -3,16 +3,15 @@
 Drawings as in test_family.py.
 """
 
-import random
-from itertools import combinations
 from typing import Any
 
 import pytest
 
 from cowtree.errors import Refused
-from cowtree.plan.family import Family, Member, Merge
+from cowtree.plan.family import Family
 from cowtree.plan.permit import objections, permit
 from tests.plan.test_family import TREE, family, merge
+from tests.trees import random_acts
 
 
 def refused(found: Family, *acts: str, forced: str = "", kept: str = "") -> Refused:
@@ -148,20 +147,12 @@ def test_internal_snapshots_are_not_left_behind(act: str, lost: str):
 
 
 def test_what_is_permitted_changes_nobody_elses_view(seed: int):
-    choose = random.Random(seed)
-    count = choose.randint(2, 10)
-    parents = [None, *(choose.randrange(number) for number in range(1, count))]
-    found = Family(tuple(Member(str(number), "qcow2", 1, parent) for number, parent in enumerate(parents)))
-    for top in range(count):
-        line = found.line(top)
-        for start, stop in combinations(range(len(line) + 1), 2):
-            group = line[start:stop]
-            act = Merge(group, choose.choice(group), choose.choice(group))
-            # Whose line holds a name that shows something else, and not the top above it.
-            seen = {
-                each
-                for each in range(count)
-                if each not in group and set(found.line(each)) & set(act.changed) and act.top not in found.line(each)
-            }
-            harmed = {each for objection in objections(found, act) for each in objection.harmed}
-            assert harmed == seen, act
+    for found, act in random_acts(seed, 10):
+        # Whose line holds a name that shows something else, and not the top above it.
+        seen = {
+            each
+            for each in range(len(found.members))
+            if each not in act.group and set(found.line(each)) & set(act.changed) and act.top not in found.line(each)
+        }
+        harmed = {each for objection in objections(found, act) for each in objection.harmed}
+        assert harmed == seen, act

@@ -12,7 +12,8 @@ from cowtree.errors import Refused, WrongUse
 from cowtree.plan import strategy
 from cowtree.plan.family import Family, Member, Merge
 from cowtree.plan.permit import permit
-from cowtree.plan.strategy import Cost, Terms, Way
+from cowtree.plan.put import Cost
+from cowtree.plan.strategy import Terms, Way
 
 Pricing = Callable[[Merge], Cost]
 

@@ -15,7 +15,7 @@ from cowtree.execute.run import run
 from cowtree.extents import Offsets, Ranges
 from cowtree.monitor import Monitor, Silent
 from cowtree.plan import empty, growth, pack, put, resize, trim
-from cowtree.plan.put import Bill, Fates, Wish
+from cowtree.plan.put import Cost, Fates, Wish
 from cowtree.plan.trim import Loose
 from cowtree.qcow2 import header as qcow2
 from cowtree.qcow2 import header_writes, refcounts, writes
@@ -47,22 +47,22 @@ class LayerWriter:
         """The layer's image as it stands on disk now; None for raw."""
         return self.chain.images[self.index]
 
-    def price(self, wish: Wish, start: int, stop: int) -> Bill:
+    def price(self, wish: Wish, start: int, stop: int) -> Cost:
         """What `put` will cost, as far as the tables are right."""
         image = self.image
         if image is None:
             return self._price_raw(wish, start, stop)
         image = growth.with_room(image, stop)
         _, fates = self._decide(image, wish, start, stop)
-        return put.bill(image, fates, wish)
+        return put.cost(image, fates, wish)
 
-    def _price_raw(self, wish: Wish, start: int, stop: int) -> Bill:
+    def _price_raw(self, wish: Wish, start: int, stop: int) -> Cost:
         moved = put.needed(wish).of_kind(*ex.BYTES)
         own = layer_extents(self.chain, self.index, start, stop).of_kind(ex.DATA)
         new_bytes = ex.subtract(moved.ranges, ex.merge_ranges(own.ranges)).total_bytes
-        return Bill(moved.total_bytes, moved.total_bytes, new_bytes)
+        return Cost(moved.total_bytes, moved.total_bytes, new_bytes)
 
-    def survey(self, wish: Wish, start: int, stop: int) -> Bill:
+    def survey(self, wish: Wish, start: int, stop: int) -> Cost:
         """Look at all that `put` will rely on in the window [start, stop). Returns: what it will cost.
         Raises: BrokenTable when a table or a count of the layer is wrong, Locked and Refused when it is encrypted.
         """

@@ -19,7 +19,7 @@ from cowtree.operations.renew import own_bytes
 from cowtree.operations.resize import resize
 from cowtree.operations.tally import Tally
 from cowtree.plan.fold import Views, fold_wish
-from cowtree.plan.put import Bill, Wish
+from cowtree.plan.put import Cost, Wish
 from cowtree.plan.resize import refuse
 from cowtree.qcow2.geometry import L1_ENTRY_BYTES, round_up
 
@@ -90,35 +90,37 @@ class Fold(NamedTuple):
         return LayerWriter(chain, self.target, monitor)
 
 
-def price(chain: Chain, fold: Fold, begin: int = 0) -> Bill:
+def price(chain: Chain, fold: Fold, begin: int = 0) -> Cost:
     """What a fold will cost; the chain needs to be open for reading only. Raises: Refused when it cannot be done."""
-    writer, total = fold.writer(chain), Bill()
+    writer = fold.writer(chain)
+    return _add_up(chain, fold, begin, writer, writer.price)
+
+
+def survey(chain: Chain, fold: Fold, begin: int = 0) -> Cost:
+    """The same, and tables and counts are looked at that it will rely on. Raises: Refused, BrokenTable."""
+    writer = fold.writer(chain)
+    return _add_up(chain, fold, begin, writer, writer.survey)
+
+
+def _add_up(chain: Chain, fold: Fold, begin: int, writer: LayerWriter, look: Callable[[Wish, int, int], Cost]) -> Cost:
     _survey_ends(writer, fold)
+    total = _own(chain, fold)
     for span in fold.spans(chain, begin):
-        total = total.plus(writer.price(fold.wish(chain, span), *span))
-    return total.plus(_own(chain, fold))
+        total = total.plus(look(fold.wish(chain, span), *span))
+    return total
 
 
-def survey(chain: Chain, fold: Fold, begin: int = 0) -> Bill:
-    """The same, and everything is refused that cannot be done. Raises: Refused, BrokenTable."""
-    writer, total = fold.writer(chain), Bill()
-    _survey_ends(writer, fold)
-    for span in fold.spans(chain, begin):
-        total = total.plus(writer.survey(fold.wish(chain, span), *span))
-    return total.plus(_own(chain, fold))
-
-
-def _own(chain: Chain, fold: Fold) -> Bill:
+def _own(chain: Chain, fold: Fold) -> Cost:
     """What building beside costs whatever is put: a raw file is copied, a qcow2 image gets another L1 table."""
     image = chain.images[fold.target]
     if not fold.is_beside:
-        return Bill()
+        return Cost()
     if image is None:
         copied = own_bytes(chain, fold.target)
-        return Bill(copied, copied, copied)
+        return Cost(copied, copied, copied)
     geometry = image.geometry
     count = max(geometry.l1_entry_count(fold.size_bytes), len(image.l1))
-    return Bill(new_bytes=geometry.cluster_count(count * L1_ENTRY_BYTES) << geometry.cluster_bits)
+    return Cost(new_bytes=geometry.cluster_count(count * L1_ENTRY_BYTES) << geometry.cluster_bits)
 
 
 def _survey_ends(writer: LayerWriter, fold: Fold) -> None:
@@ -141,15 +143,15 @@ def run(chain: Chain, fold: Fold, tally: Tally, begin: int = 0, mark: Callable[[
     writer = fold.writer(trusted(chain, fold.target), tally)
     _survey_ends(writer, fold)
     spans = list(fold.spans(writer.chain, begin))
-    bills = [writer.survey(fold.wish(writer.chain, span), *span) for span in spans]
-    tally.expect(sum(bill.moved_bytes for bill in bills))
+    costs = [writer.survey(fold.wish(writer.chain, span), *span) for span in spans]
+    tally.expect(sum(cost.moved_bytes for cost in costs))
     mark(begin)
     is_beside = isinstance(writer, BesideWriter)
     if fold.size_bytes > own_bytes and not is_beside:
         writer.prepare_growth(fold.size_bytes)
     unmarked_bytes = 0
-    for span, bill in zip(spans, bills, strict=True):
-        for part in _parts(span, bill.moved_bytes):
+    for span, cost in zip(spans, costs, strict=True):
+        for part in _parts(span, cost.moved_bytes):
             before = tally.moved_bytes
             writer.put(fold.wish(writer.chain, part), *part)
             unmarked_bytes += tally.moved_bytes - before

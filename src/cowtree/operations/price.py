@@ -6,7 +6,8 @@ from cowtree.operations import fold
 from cowtree.operations.act import Act
 from cowtree.operations.order import Order
 from cowtree.plan.family import Family, Merge
-from cowtree.plan.strategy import Cost, Price
+from cowtree.plan.put import Cost
+from cowtree.plan.strategy import Price
 from cowtree.storage.contract import Access, FileSystem
 
 
@@ -25,8 +26,7 @@ def pricer(files: FileSystem, family: Family, *, is_atomic: bool = False) -> Pri
 def _price(files: FileSystem, order: Order) -> Cost:
     with ExitStack() as stack:
         chain, wanted = Act(files, order, 0).open(stack, access=Access.READ)
-        bill = fold.price(chain, wanted)
-    return Cost(bill.read_bytes, bill.moved_bytes, bill.new_bytes, bill.table_count)
+        return fold.price(chain, wanted)
 
 
 def survey_act(files: FileSystem, order: Order) -> None:

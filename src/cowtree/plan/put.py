@@ -68,19 +68,25 @@ class Fates(NamedTuple):
         return np.isin(self.fate, fates)
 
 
-class Bill(NamedTuple):
-    """What putting costs: bytes of guest data that are written and those that are read for it, new space in the file
-    for data and tables, and how many L2 tables change.
+class Cost(NamedTuple):
+    """What it costs to put something. `moved_bytes` are the guest's that are written, with the rest of clusters that
+    are written whole, and `read_bytes` what is read for it; where a file system shares blocks it may be less.
+    `new_bytes` is the space that is taken before any is given back, `table_count` how many L2 tables change.
     """
 
-    moved_bytes: int = 0
     read_bytes: int = 0
+    moved_bytes: int = 0
     new_bytes: int = 0
     table_count: int = 0
 
-    def plus(self, other: "Bill") -> "Bill":
+    def plus(self, other: "Cost") -> "Cost":
         """Both together."""
-        return Bill._make(mine + its for mine, its in zip(self, other, strict=True))
+        return Cost._make(mine + its for mine, its in zip(self, other, strict=True))
+
+    @property
+    def traffic_bytes(self) -> int:
+        """What goes through the machine."""
+        return self.read_bytes + self.moved_bytes
 
 
 class Demand(NamedTuple):
@@ -252,7 +258,7 @@ def table_changes(image: Image, fates: Fates) -> tuple[Offsets, Offsets]:
     return index[missing], index[~missing & ((entry & COPIED) == 0)]
 
 
-def review(piece: Slice, fates: Fates, wish: Wish) -> Bill:
+def review(piece: Slice, fates: Fates, wish: Wish) -> Cost:
     """Check what `place` relies on, while nothing is written yet; the slice needs to hold no free clusters.
     Raises: BrokenTable.
     """
@@ -261,10 +267,10 @@ def review(piece: Slice, fates: Fates, wish: Wish) -> Bill:
     _check_kept(piece, kept)
     refuse_tables(image, kept)
     count_down(image.path, piece.counts, released(image, piece.tables, fates))
-    return bill(image, fates, wish)
+    return cost(image, fates, wish)
 
 
-def bill(image: Image, fates: Fates, wish: Wish) -> Bill:
+def cost(image: Image, fates: Fates, wish: Wish) -> Cost:
     """What `place` will cost."""
     content = _content(fates, wish)
     read_bytes = content.of_kind(*ex.BYTES).total_bytes
@@ -272,7 +278,7 @@ def bill(image: Image, fates: Fates, wish: Wish) -> Bill:
     missing, shared = table_changes(image, fates)
     new_count = _fresh_count(image, fates) + len(missing) + len(shared)
     changed = ex.distinct(fates.cluster[~fates.of(IN_PLACE)] // image.geometry.l2_entry_count)
-    return Bill(moved_bytes, read_bytes, new_count << image.header.cluster_bits, len(changed))
+    return Cost(read_bytes, moved_bytes, new_count << image.header.cluster_bits, len(changed))
 
 
 def place(piece: Slice, fates: Fates, wish: Wish, *, is_beside: bool = False) -> tuple[list[Step], Image]:

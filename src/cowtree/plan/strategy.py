@@ -11,27 +11,7 @@ from typing import Final, NamedTuple
 from cowtree.errors import CowtreeError, Refused, WrongUse
 from cowtree.plan.family import Family, Merge
 from cowtree.plan.permit import Permit, objections, permit
-
-
-class Cost(NamedTuple):
-    """What merges cost. `moved_bytes` are the guest's that are written, with the rest of clusters that are written
-    whole, and `read_bytes` what is read for it; where a file system shares blocks it may be less. `new_bytes` is the
-    space that is taken before any is given back, `table_count` how many L2 tables change.
-    """
-
-    read_bytes: int = 0
-    moved_bytes: int = 0
-    new_bytes: int = 0
-    table_count: int = 0
-
-    def plus(self, other: "Cost") -> "Cost":
-        """Both together."""
-        return Cost._make(mine + its for mine, its in zip(self, other, strict=True))
-
-    @property
-    def traffic_bytes(self) -> int:
-        """What goes through the machine."""
-        return self.read_bytes + self.moved_bytes
+from cowtree.plan.put import Cost
 
 
 class Plan(NamedTuple):

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.cli.img.differential import Result, run_cowtree, run_stock
-from tests.qemu import COARSE_CLOCK, TRIES
 
 pytestmark = pytest.mark.slow
 
@@ -94,15 +93,6 @@ ROWS = (
 )
 
 
-def stock(folder: Path, *words: str) -> Result:
-    """Run the words through qemu-img; again when it only stumbled over the clock."""
-    for _ in range(TRIES):
-        result = run_stock(folder, *words)
-        if COARSE_CLOCK not in result.stderr:
-            break
-    return result
-
-
 def opened(image_format: str, secret: str) -> str:
     key = f",{PREFIX[image_format]}key-secret={secret}" if secret else ""
     return f"driver={image_format},file.filename=image{key}"
@@ -155,7 +145,7 @@ def test_keys_change_as_those_of_qemu(
     for folder in folders:
         folder.mkdir()
         shutil.copy(images / f"{image}.{image_format}", folder / "image")
-    expected = stock(folders[0], *words, opened(image_format, secret))
+    expected = run_stock(folders[0], *words, opened(image_format, secret))
     found = run_cowtree(folders[1], *words, opened(image_format, secret))
     assert (found.status, found.stdout) == (expected.status, expected.stdout), (expected, found)
     if expected.status:

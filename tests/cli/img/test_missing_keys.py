@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.img.differential import Result, run_cowtree, run_stock
-from tests.qemu import COARSE_CLOCK, TRIES
+from tests.cli.img.differential import run_cowtree, run_stock
 
 pytestmark = pytest.mark.slow
 
@@ -27,15 +26,6 @@ CALLS = (
 UNNAMED = "Can't store persistent bitmaps to #block"
 
 
-def stock(folder: Path, *words: str) -> Result:
-    """Run the words through qemu-img; again when it only stumbled over the clock."""
-    for _ in range(TRIES):
-        result = run_stock(folder, *words)
-        if COARSE_CLOCK not in result.stderr:
-            break
-    return result
-
-
 def opened(image_format: str, key: str) -> str:
     secret = f",{PREFIX[image_format]}key-secret={key}" if key else ""
     return f"driver={image_format},file.filename=image{secret}"
@@ -48,10 +38,10 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     options = f"{PREFIX[image_format]}key-secret=s,{PREFIX[image_format]}iter-time=1"
     options += ",encrypt.format=luks" if image_format == "qcow2" else ""
     (folder / "base").write_bytes(b"B" * 4096)
-    assert stock(folder, "create", "-q", *SECRETS, "-f", image_format, "-o", options, "image", "1M").status == 0
+    assert run_stock(folder, "create", "-q", *SECRETS, "-f", image_format, "-o", options, "image", "1M").status == 0
     if image_format == "qcow2":
         opts = (*SECRETS, "--image-opts", opened(image_format, "s"))
-        assert stock(folder, "snapshot", "-c", "old", *opts).status == 0
+        assert run_stock(folder, "snapshot", "-c", "old", *opts).status == 0
     return image_format, folder
 
 
@@ -72,7 +62,7 @@ def test_a_key_is_asked_for_where_qemu_asks(tmp_path: Path, made: tuple[str, Pat
         for folder in folders:
             shutil.copytree(source, folder, dirs_exist_ok=True)
         words = words_of(call, image_format, key)
-        expected, found = stock(folders[0], *words), run_cowtree(folders[1], *words)
+        expected, found = run_stock(folders[0], *words), run_cowtree(folders[1], *words)
         assert found.status == expected.status, (words, expected, found)
         assert "Traceback" not in found.stderr
         if call.startswith("bench"):
