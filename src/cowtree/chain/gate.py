@@ -209,7 +209,7 @@ def open_alone(files: FileSystem, name: str, image_format: str | None = None, ac
     Raises: what `open_layer` raises.
     """
     address = parse(name)
-    wanted = image_format or address.format
+    wanted = address.format if image_format is None else image_format
     if wanted is not None and wanted not in FORMATS:
         raise ChainError(path=address.path, reason=f"Unknown driver '{wanted}'", name=name, hint="-f raw or -f qcow2")
     if address.is_read_only and access == Access.WRITE:

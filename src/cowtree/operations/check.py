@@ -91,7 +91,7 @@ def open_to_check(files: FileSystem, name: str, image_format: str | None = None,
     Raises: what opening raises, and what `header.parse_fields` raises.
     """
     address = parse(name)
-    path, image_format = address.path, image_format or address.format
+    path, image_format = address.path, address.format if image_format is None else image_format
     if image_format not in (None, gate.QCOW2) or address.inner:
         return gate.open_layer(files, name, image_format, access)
     file = files.open(path, access)

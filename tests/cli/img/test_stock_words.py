@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.img.differential import read_both, run_both, run_cowtree
+from tests.cli.img.differential import Both, read_both, run_both, run_cowtree
 from tests.qemu import qemu_img, qemu_io
 
 COMMANDS = ("info", "map", "check", "compare", "commit", "convert", "create", "rebase")
@@ -80,7 +80,10 @@ def test_words_that_make_no_sense_are_named_to_the_letter(folder: Path, name: st
 
 @pytest.mark.parametrize("words", FAILURES)
 def test_failures_are_told_to_the_letter(folder: Path, tmp_path: Path, words: str):
-    both = run_both(folder, tmp_path, *words.split())
+    assert_told_to_the_letter(run_both(folder, tmp_path, *words.split()))
+
+
+def assert_told_to_the_letter(both: Both) -> None:
     assert (both.own.status, both.own.stderr) == (both.stock.status, both.stock.stderr.removesuffix("\n") + "\n")
     assert both.own.text == both.stock.text
 
@@ -115,3 +118,19 @@ def test_an_overlay_needs_no_key_for_what_backs_it(tmp_path: Path):
     both = run_both(place, tmp_path, *words)
     both.assert_same_result()
     assert both.own.stderr == both.stock.stderr
+
+
+NO_FORMAT = (
+    *("info -f= disk", "map -f= disk", "check -f= disk", "compare -f= disk disk", "compare -F= disk disk"),
+    *("convert -f= disk out", "convert -O= disk out", "create -f= out 1M", "create -f qcow2 -b disk -F= out"),
+    *("resize -f= disk 2M", "rebase -f= -u -b base -F raw disk", "rebase -u -b base -F= disk", "commit -f= disk"),
+    *("dd -f= if=disk of=out", "dd -O= if=disk of=out", "measure -f= disk", "measure -O= disk"),
+    *("bitmap -f= --add disk x", "amend -f= -o compat=1.1 disk", "bench -f= -c 1 disk"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", NO_FORMAT)
+def test_an_empty_format_is_none_that_anybody_knows(folder: Path, tmp_path: Path, words: str):
+    spelled = [part for word in words.split() for part in ((word[:-1], "") if word.endswith("=") else (word,))]
+    assert_told_to_the_letter(run_both(folder, tmp_path, *spelled))

@@ -6,7 +6,7 @@ reference are made from the same value.
 
 import getopt
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 from cowtree.errors import WrongUse
 
@@ -40,10 +40,16 @@ class Given:
         """Whether the option was given."""
         return any(given == name for given, _ in self._options)
 
-    def last(self, name: str) -> str | None:
-        """The option's value; the last one when it was given more than once."""
+    @overload
+    def last(self, name: str) -> str | None: ...
+
+    @overload
+    def last(self, name: str, default: str) -> str: ...
+
+    def last(self, name: str, default: str | None = None) -> str | None:
+        """The option's value, which may be empty; the last one when it was given more than once."""
         values = self.all(name)
-        return values[-1] if values else None
+        return values[-1] if values else default
 
     def all(self, name: str) -> list[str]:
         """All values of an option that may be given more than once."""

@@ -68,7 +68,7 @@ def run(given: Given) -> int:
     options, manner, names = join_lists(given.all("-o")), manner_of(given), given.names
     _check_together(given)
     if wants_help(options):
-        print(option_help(given.last("-O") or RAW, has_name=len(names) > 1))
+        print(option_help(given.last("-O", RAW), has_name=len(names) > 1))
         return 0
     if len(names) < 2:
         raise WrongUse(reason="Must specify image file name")
@@ -186,11 +186,11 @@ def _existing_target(given: Given) -> Source:
         if given.has("-O"):
             raise WrongUse(reason="--image-opts and --format are mutually exclusive")
         return from_options(name)
-    return Source(name, given.last("-O") or RAW)
+    return Source(name, given.last("-O", RAW))
 
 
 def _convert_anew(given: Given, sources: list[Source], manner: Manner, monitor: Monitor) -> None:
-    image_format, path = given.last("-O") or RAW, local_path(given.names[-1])
+    image_format, path = given.last("-O", RAW), local_path(given.names[-1])
     settings = Settings(image_format, join_lists(given.all("-o")))
     settings.set_backing(given.last("-B"), given.last("-F"))
     check_sources(sources, has_backing=settings.get("backing_file") is not None)

@@ -21,7 +21,7 @@ OPTIONS = Option(("-o",), "options of the format: name=value,...; `-o help` list
 
 def run(given: Given) -> int:
     """Make the image, after saying how."""
-    image_format, text = given.last("-f") or gate.RAW, join_lists(given.all("-o"))
+    image_format, text = given.last("-f", gate.RAW), join_lists(given.all("-o"))
     if wants_help(text):
         print(option_help(image_format, has_name=bool(given.names)))
         return 0

@@ -58,7 +58,7 @@ def blocks_of(operands: dict[str, int | str]) -> Blocks:
 
 
 def _copy(given: Given, source: Source, target: str, blocks: Blocks) -> bool:
-    files, image_format = files_of(given), given.last("-O") or RAW
+    files, image_format = files_of(given), given.last("-O", RAW)
     if image_format not in KNOWN_FORMATS:
         gate.close_all(gate.open_chain(files, *source, access_of(given)))
         raise WrongUse(reason="Unknown file format", hint="-O raw or -O qcow2")

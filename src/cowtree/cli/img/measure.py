@@ -65,7 +65,7 @@ def _check_together(given: Given) -> None:
 
 
 def _settings(given: Given, options: str, size_bytes: int | None) -> Settings:
-    settings = Settings(given.last("-O") or RAW, options)
+    settings = Settings(given.last("-O", RAW), options)
     if size_bytes is not None:
         settings.set("size", str(size_bytes))
     return settings
