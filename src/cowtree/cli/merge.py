@@ -55,7 +55,6 @@ ACTS: Final = {
     (False, True): "commit {names} into {target}",
     (True, False): "pull {names} into {target}",
     (False, False): "merge {names} into {target}",
-    (True, True): "keep {target}",
 }
 
 

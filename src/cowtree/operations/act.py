@@ -70,9 +70,7 @@ class Act:
             chain = chain.with_layer(depth, layer).with_image(depth, load_image(layer))
         sizes = [family.members[each].size_bytes for each in family.overlays(act.top)]
         target_bytes = chain.layers[depth].size_bytes
-        seen_bytes = (
-            max([chain.size_bytes, *(min(size, target_bytes) for size in sizes)]) if depth else chain.size_bytes
-        )
+        seen_bytes = fold.seen_bytes(chain, depth, sizes)
         size_bytes = max(chain.size_bytes, target_bytes) if sizes else chain.size_bytes
         is_beside = self.order.is_atomic
         return chain, Fold(depth, len(act.group) - 1, seen_bytes, size_bytes, self._link_below(chain), is_beside)

@@ -4,7 +4,7 @@ Everything is looked at before the first byte is written. After a stop the same 
 work; with a mark it goes on from there.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 from cowtree import extents as ex
@@ -88,6 +88,15 @@ class Fold(NamedTuple):
         if self.is_beside and chain.images[self.target] is not None:
             return BesideWriter(chain, self.target, self.size_bytes, monitor)
         return LayerWriter(chain, self.target, monitor)
+
+
+def seen_bytes(chain: Chain, target: int, overlay_sizes: Iterable[int]) -> int:
+    """Up to where somebody looks at layer `target` when it stands for the top, for overlays of these sizes."""
+    if not target:
+        return chain.size_bytes
+    # Whoever reads the top from above sees zeroes past its end; without the top the target would show there.
+    own_bytes = chain.layers[target].size_bytes
+    return max([chain.size_bytes, *(min(size, own_bytes) for size in overlay_sizes)])
 
 
 def price(chain: Chain, fold: Fold, begin: int = 0) -> Cost:

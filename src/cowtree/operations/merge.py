@@ -158,8 +158,7 @@ def _open_overlay(
 def _merge_down(chain: Chain, index: int, overlay_sizes: list[int], tally: Tally) -> Chain:
     """Put what the layers above `index` show into it."""
     base_bytes, top_bytes = chain.layers[index].size_bytes, chain.size_bytes
-    # Whoever reads the top from above sees zeroes past its end; without the top the base would show there.
-    seen_bytes = max([top_bytes, *(min(size, base_bytes) for size in overlay_sizes)])
+    seen_bytes = fold.seen_bytes(chain, index, overlay_sizes)
     return fold.run(chain, Fold(index, index, seen_bytes, max(top_bytes, base_bytes)), tally)
 
 
