@@ -26,6 +26,8 @@ from cowtree.plan.put import Cost
 from cowtree.storage.contract import Access, FileSystem
 from cowtree.storage.file import LocalFiles
 from cowtree.storage.memory import MemoryFiles
+from cowtree.storage.powercut import find_undurable
+from cowtree.storage.recording import Event, RecordingFiles
 from tests.crash import snapshot_views
 from tests.pictures import CLUSTER_BYTES, Family, draw, family, view
 from tests.qemu import RandomChain, assert_clean, content, qemu_img, random_chain
@@ -210,6 +212,20 @@ def test_a_run_goes_on_from_its_last_mark_and_moves_nothing_twice(monkeypatch):
     assert moved_bytes == bill.moved_bytes == 2 * MIB
     assert more == [6 * MIB, 8 * MIB]
     assert view(files, "base", "qcow2") == view(files, "top", "qcow2")
+
+
+def test_what_is_marked_is_durable(monkeypatch):
+    monkeypatch.setattr(fold, "MARK_BYTES", 2 * MIB)
+    made = MemoryFiles()
+    large(made)
+    files, pending = RecordingFiles(made), list[list[Event]]()
+    with ExitStack() as stack:
+        chain = open_chain(files, "top", "qcow2", Access.WRITE)
+        stack.callback(chain.close)
+        chain = open_for_writing(files, stack, chain, 1)
+        wanted = Fold(1, 1, 8 * MIB, 8 * MIB)
+        fold.run(chain, wanted, Tally(None), 0, lambda _: pending.append(find_undurable(files.log)))
+    assert pending == [[]] * 5
 
 
 def test_a_mark_is_not_trusted_when_a_source_has_changed_meanwhile(tmp_path, monkeypatch):

@@ -57,6 +57,7 @@ CASES = {
     "pull into a leaf": Case(PICTURES, LINE, [Merge((0, 1, 2), 0, 0)]),
     "the bottom takes the leaf's name": Case(PICTURES, LINE, [Merge((0, 1), 1, 0)]),
     "the middle takes the leaf's name": Case(PICTURES, LINE, [Merge((0, 1, 2), 1, 0)]),
+    "the top takes the name of its base": Case(PICTURES, LINE, [Merge((1, 2), 1, 2)]),
     "the middle takes the name of the root": Case(PICTURES, LINE, [Merge((1, 2, 3), 2, 3)]),
     "the middle takes a smaller leaf's name": Case(("A--0", *PICTURES[1:]), LINE, [Merge((0, 1, 2), 1, 0)]),
     "the middle has a snapshot": Case(PICTURES, LINE, [Merge((0, 1, 2), 1, 0)], snapshots=(1, 2)),
