@@ -117,12 +117,15 @@ def test_we_see_what_qemu_does_with_an_image_and_lock_nothing_for_it(image, hold
 def test_a_server_that_exports_an_image_uses_it(image, tmp_path):
     words = ["qemu-nbd", "-f", "qcow2", "--socket", str(tmp_path / "socket"), str(image)]
     with subprocess.Popen(words) as server:
-        probe = FILES.open(str(image), Access.PROBE)
-        deadline = time.monotonic() + 20
-        while probe.use() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert probe.use() == Use.WRITTEN
-        server.terminate()
+        try:
+            probe = FILES.open(str(image), Access.PROBE)
+            deadline = time.monotonic() + 20
+            while probe.use() is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert probe.use() == Use.WRITTEN
+        finally:
+            # Asked politely while it starts, it forgets that it was.
+            server.kill()
     assert probe.use() is None
     probe.close()
 
