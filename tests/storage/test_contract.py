@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from cowtree.errors import ImageLocked, MissingImage, StorageFailed
-from cowtree.storage.contract import Access, FileSystem, Span, Use
+from cowtree.storage.contract import Access, FileSystem, Span, Use, is_there
 from cowtree.storage.encrypted import EncryptedFile
 from cowtree.storage.faults import FaultyFiles
 from cowtree.storage.file import LocalFile, LocalFiles
@@ -359,6 +359,17 @@ def test_a_file_that_is_not_there_cannot_be_opened(files, path):
         with pytest.raises(MissingImage, match="No such file or directory") as caught:
             act()
         assert (caught.value.facts["path"], caught.value.facts["errno"]) == (path, errno.ENOENT)
+
+
+def test_a_file_is_there_or_not_or_it_cannot_be_told(files, path, tmp_path):
+    assert not is_there(files, path)
+    make(files, path, b"abc")
+    assert is_there(files, path)
+    if isinstance(files, LocalFiles):
+        assert not is_there(files, f"{path}/below")
+        (tmp_path / "endless").symlink_to("endless")
+        with pytest.raises(MissingImage):
+            is_there(files, str(tmp_path / "endless"))
 
 
 def test_names_that_are_not_there_cannot_be_changed(files, path):

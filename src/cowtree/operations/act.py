@@ -18,7 +18,7 @@ from typing import NamedTuple
 from cowtree.chain import gate
 from cowtree.chain.load import load_image
 from cowtree.chain.view import Chain, open_chain
-from cowtree.errors import MissingImage, Refused
+from cowtree.errors import Refused
 from cowtree.execute.writer import LayerWriter
 from cowtree.operations import fold
 from cowtree.operations.check import trusted
@@ -27,7 +27,7 @@ from cowtree.operations.order import DELETE, KEEP, LEAVE, LINK, MOVE, NAME, Orde
 from cowtree.operations.renew import renewed
 from cowtree.operations.tally import Tally
 from cowtree.plan.family import Merge
-from cowtree.storage.contract import Access, FileSystem
+from cowtree.storage.contract import Access, FileSystem, is_there
 
 SECOND_NAME = ".cowtree-named"
 
@@ -142,10 +142,10 @@ class Act:
         if target == name or gate.is_same(files, target, name):
             return
         aside, second = self.order.aside(name), name + SECOND_NAME
-        if not self._is_there(aside):
+        if not is_there(self.files, aside):
             files.link(name, aside)
             self._sync(aside)
-        if self._is_there(second):
+        if is_there(self.files, second):
             files.unlink(second)
         files.copy_rights(name, target)
         files.link(target, second)
@@ -161,28 +161,21 @@ class Act:
         """Set aside or remove what nobody needs any more: from the top down, so that none is there without its base."""
         ending, target, name = self.order.leaving, self.target_path, self.name_path
         for path in self.family.paths(self.family.left_over(self.act)) if ending != KEEP else ():
-            if self._is_there(path) and ending == DELETE:
+            if is_there(self.files, path) and ending == DELETE:
                 self.files.unlink(path)
-            elif self._is_there(path):
+            elif is_there(self.files, path):
                 self.files.rename(path, self.order.aside(path))
             self._sync(path)
         if target != name:
-            if self._is_there(target) and gate.is_same(self.files, target, name):
+            if is_there(self.files, target) and gate.is_same(self.files, target, name):
                 self.files.unlink(target)
                 self._sync(target)
-            if ending == DELETE and self._is_there(self.order.aside(name)):
+            if ending == DELETE and is_there(self.files, self.order.aside(name)):
                 self.files.unlink(self.order.aside(name))
                 self._sync(name)
 
     def _sync(self, path: str) -> None:
         self.files.sync_folder(os.path.dirname(path) or ".")
-
-    def _is_there(self, path: str) -> bool:
-        try:
-            self.files.identity(path)
-        except MissingImage:
-            return False
-        return True
 
 
 def carry_out(

@@ -36,7 +36,7 @@ from cowtree.qcow2 import header as qcow2
 from cowtree.qcow2 import header_writes
 from cowtree.qcow2.header import Extension, Header
 from cowtree.steps import Move, Step, Truncate
-from cowtree.storage.contract import Access, FileSystem, Storage
+from cowtree.storage.contract import Access, FileSystem, Storage, is_there
 from cowtree.units import SECTOR_BYTES, format_size
 
 JOURNAL: Final = ".cowtree-relocate"
@@ -110,7 +110,7 @@ def relocate(files: FileSystem, wanted: Relocation, monitor: Monitor | None = No
             _survey_links(wanted, each)
         if is_dry:
             return
-        if not _is_there(files, wanted.journal):
+        if not is_there(files, wanted.journal):
             _write_journal(files, wanted)
         held = [_place(files, stack, (wanted, each), monitor or Silent()) for each in held]
         _sync(files, (each.member.new for each in held))
@@ -122,7 +122,7 @@ def relocate(files: FileSystem, wanted: Relocation, monitor: Monitor | None = No
 def _switch(files: FileSystem, wanted: Relocation, held: Sequence[_Held]) -> None:
     """Let the links lead to the new places, and the old names go."""
     linked = [each for each in held if each.copy is None and each.member.is_qcow2]
-    old = [each for each in held if each.member.old != each.member.new and _is_there(files, each.member.old)]
+    old = [each for each in held if each.member.old != each.member.new and is_there(files, each.member.old)]
     for each in linked if old else []:
         if _links(wanted, each.member, each.file, is_final=True) is not None:
             _rewrite(each.file, _links(wanted, each.member, each.file, is_final=False))
@@ -136,16 +136,6 @@ def _switch(files: FileSystem, wanted: Relocation, held: Sequence[_Held]) -> Non
         _rewrite(each.file, _links(wanted, each.member, each.file, is_final=True))
 
 
-def _is_there(files: FileSystem, path: str) -> bool:
-    try:
-        files.identity(path)
-    except MissingImage as error:
-        if error.facts.get("errno") == errno.ENOENT:
-            return False
-        raise
-    return True
-
-
 def _sync(files: FileSystem, paths: Iterable[str]) -> None:
     """Make names durable."""
     for folder in dict.fromkeys(map(os.path.dirname, paths)):
@@ -154,12 +144,12 @@ def _sync(files: FileSystem, paths: Iterable[str]) -> None:
 
 def _hold(files: FileSystem, stack: ExitStack, wanted: Relocation, member: Member) -> _Held:
     """Lock a member where it is. Raises: MissingImage, ImageLocked, Refused when the new file is something else."""
-    path = member.old if _is_there(files, member.old) else member.new
-    if not _is_there(files, path):
+    path = member.old if is_there(files, member.old) else member.new
+    if not is_there(files, path):
         raise MissingImage(path=member.old, reason=os.strerror(errno.ENOENT), errno=errno.ENOENT)
     held = _Held(member, _open(files, stack, path), files.identity(path))
-    if _is_there(files, member.new) and files.identity(member.new) != held.identity:
-        if not _is_there(files, wanted.journal):
+    if is_there(files, member.new) and files.identity(member.new) != held.identity:
+        if not is_there(files, wanted.journal):
             raise Refused(reason=f"{member.new} is there already", hint="remove it, or choose another folder")
         held = held._replace(copy=_open(files, stack, member.new))
         if not _is_copy(wanted, held):
@@ -222,7 +212,7 @@ def _place(files: FileSystem, stack: ExitStack, what: tuple[Relocation, _Held], 
     """Give a member its new name, which may be that of a copy."""
     wanted, held = what
     member = held.member
-    if _is_there(files, member.new):
+    if is_there(files, member.new):
         return held
     files.make_folder(os.path.dirname(member.new))
     try:
@@ -326,7 +316,7 @@ def begun(files: FileSystem, target: str) -> Relocation | None:
     Raises: Refused when nobody can read what was begun.
     """
     path = os.path.join(target, JOURNAL)
-    if not _is_there(files, path):
+    if not is_there(files, path):
         return None
     file = files.open(path, Access.READ)
     try:

@@ -24,7 +24,7 @@ from cowtree.chain import gate
 from cowtree.chain.forest import survey
 from cowtree.chain.load import load_image
 from cowtree.chain.view import Chain, open_chain
-from cowtree.errors import MissingImage, Refused
+from cowtree.errors import Refused
 from cowtree.execute.writer import LayerWriter
 from cowtree.operations import lineage, proof
 from cowtree.operations.act import Act
@@ -33,7 +33,7 @@ from cowtree.operations.digest import chain_digest
 from cowtree.operations.history import Past, past
 from cowtree.operations.order import KEEP, Order
 from cowtree.plan.family import Family
-from cowtree.storage.contract import Access, FileSystem
+from cowtree.storage.contract import Access, FileSystem, is_there
 
 
 class Rename(NamedTuple):
@@ -71,7 +71,7 @@ def find_last(files: FileSystem, catalog: Catalog) -> Past:
             continue
         if found.is_finished:
             return found
-        if _is_there(files, found.order.journal_path):
+        if is_there(files, found.order.journal_path):
             reason = f"cowtree {shlex.join(found.order.words)} was begun and is not done"
             raise Refused(reason=reason, hint=f"cowtree recover {found.order.journal_path}")
     raise Refused(reason="there is no merge that could be undone")
@@ -147,10 +147,10 @@ def _link(family: Family, pair: tuple[int, int], last: Past) -> Relink:
 
 def _is_done(files: FileSystem, step: Step) -> bool:
     if isinstance(step, Rename):
-        return not _is_there(files, step.source)
+        return not is_there(files, step.source)
     if isinstance(step, Name):
-        return _is_there(files, step.path)
-    if not (_is_there(files, step.path) and _is_there(files, step.base)):
+        return is_there(files, step.path)
+    if not (is_there(files, step.path) and is_there(files, step.base)):
         return False
     layer = gate.open_alone(files, step.path, gate.QCOW2, Access.SHARED)
     try:
@@ -177,14 +177,6 @@ def _relink(files: FileSystem, step: Relink) -> None:
         layer.close()
 
 
-def _is_there(files: FileSystem, path: str) -> bool:
-    try:
-        files.identity(path)
-    except MissingImage:
-        return False
-    return True
-
-
 def _place(files: FileSystem, order: Order, index: int) -> str:
     """Where the file of a member is now, be nothing undone, some of it, or all."""
     path = order.family.path(index)
@@ -192,9 +184,9 @@ def _place(files: FileSystem, order: Order, index: int) -> str:
         aside = order.aside(act.name_path)
         if index in _set_aside(act):
             path = act.family.path(index)
-            path = order.aside(path) if _is_there(files, order.aside(path)) else path
+            path = order.aside(path) if is_there(files, order.aside(path)) else path
         elif index == act.act.target != act.act.name:
-            path = act.name_path if _is_there(files, aside) else act.target_path
+            path = act.name_path if is_there(files, aside) else act.target_path
     return path
 
 
@@ -205,17 +197,17 @@ def _refuse_gone(files: FileSystem, order: Order) -> None:
         moves = act.act.target != act.act.name
         for index in _set_aside(act):
             path = act.family.path(index)
-            aside, is_back = order.aside(path), _is_there(files, path)
+            aside, is_back = order.aside(path), is_there(files, path)
             if moves and index == act.act.name:
                 # Its name is the target's until it is back; then the target has its own.
                 own = act.target_path
-                is_back = _is_there(files, own) and not gate.is_same(files, own, path)
-                taken += [own] if is_back and _is_there(files, aside) else []
-            elif is_back and _is_there(files, aside):
+                is_back = is_there(files, own) and not gate.is_same(files, own, path)
+                taken += [own] if is_back and is_there(files, aside) else []
+            elif is_back and is_there(files, aside):
                 taken.append(path)
-            gone += [] if is_back or _is_there(files, aside) else [aside]
+            gone += [] if is_back or is_there(files, aside) else [aside]
         places = [_place(files, order, each) for each in act.act.group]
-        gone += [path for path in places if not _is_there(files, path)]
+        gone += [path for path in places if not is_there(files, path)]
     if gone:
         raise Refused(reason=f"not all files of that merge are there any more: {', '.join(dict.fromkeys(gone))}")
     if taken:
@@ -226,7 +218,7 @@ def _shown_at(files: FileSystem, order: Order, leaf: int) -> str:
     """Where what a leaf shows is seen now."""
     path = order.family.path(leaf)
     is_moved = any(leaf in _set_aside(act) for act in _acts(files, order))
-    if is_moved and _is_there(files, path):
+    if is_moved and is_there(files, path):
         return path
     return _place(files, order, proof.place_of(leaf, order.acts))
 
@@ -268,7 +260,7 @@ def _refuse_strange_overlays(files: FileSystem, last: Past) -> None:
     """Refuse when images that were not there before would see something else, or nothing."""
     order = last.order
     places = [_place(files, order, index) for index in range(len(order.family.members))]
-    known = {files.identity(path): index for index, path in enumerate(places) if _is_there(files, path)}
+    known = {files.identity(path): index for index, path in enumerate(places) if is_there(files, path)}
     merged = sorted({each for act in order.acts for each in act.group})
     forest = survey(files, [places[each] for each in merged])
     harmed = []
@@ -276,7 +268,7 @@ def _refuse_strange_overlays(files: FileSystem, last: Past) -> None:
         if node.parent is None or node.backing is None or files.identity(node.path) in known:
             continue
         base = forest.nodes[node.parent].path
-        if _is_there(files, base) and (index := known.get(files.identity(base))) in merged:
+        if is_there(files, base) and (index := known.get(files.identity(base))) in merged:
             path = os.path.abspath(gate.resolve_name(node.path, node.backing[0]))
             if index is not None and not _shows_same(files, order, index, path):
                 harmed.append(node.path)

@@ -8,10 +8,11 @@
 - Every failure of the system is `StorageFailed` with the path, the action and the reason.
 """
 
+import errno
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from cowtree.errors import WrongUse
+from cowtree.errors import MissingImage, WrongUse
 
 Bytes = bytes | bytearray | memoryview
 
@@ -166,3 +167,14 @@ def find_secret(secrets: Mapping[str, bytes], name: str) -> bytes:
     if name not in secrets:
         raise WrongUse(reason=f"No secret with id '{name}'", hint=f"--object secret,id={name},file=PATH")
     return secrets[name]
+
+
+def is_there(files: FileSystem, path: str) -> bool:
+    """Whether a path leads to a file. Raises: MissingImage when that cannot be told."""
+    try:
+        files.identity(path)
+    except MissingImage as error:
+        if error.facts.get("errno") in (errno.ENOENT, errno.ENOTDIR):
+            return False
+        raise
+    return True

@@ -6,8 +6,7 @@ Events name a file by a number, because its name may change; `Opened` and `Creat
 import os
 from typing import NamedTuple
 
-from cowtree.errors import MissingImage
-from cowtree.storage.contract import Bytes, FileSystem, Storage
+from cowtree.storage.contract import Bytes, FileSystem, Storage, is_there
 from cowtree.storage.passing import PassingFile, PassingFiles
 
 
@@ -101,7 +100,7 @@ class RecordingFiles(PassingFiles):
 
     def create(self, path: str, mode: int) -> Storage:
         """Make a file, or empty one that is there: that is another event."""
-        was_there = self._is_there(path)
+        was_there = is_there(self.inner, path)
         file = self.inner.create(path, mode)
         if was_there:
             number = self._meet(path)
@@ -113,19 +112,19 @@ class RecordingFiles(PassingFiles):
 
     def rename(self, source: str, target: str) -> None:
         """Rename and log it."""
-        number = self._meet(source) if self._is_there(source) else 0
+        number = self._meet(source) if is_there(self.inner, source) else 0
         self.inner.rename(source, target)
         self.log.append(Renamed(os.path.normpath(source), os.path.normpath(target), number))
 
     def link(self, source: str, target: str) -> None:
         """Give a file another name and log it."""
-        number = self._meet(source) if self._is_there(source) else 0
+        number = self._meet(source) if is_there(self.inner, source) else 0
         self.inner.link(source, target)
         self.log.append(Linked(os.path.normpath(target), number))
 
     def unlink(self, path: str) -> None:
         """Remove a name and log it."""
-        number = self._meet(path) if self._is_there(path) else 0
+        number = self._meet(path) if is_there(self.inner, path) else 0
         self.inner.unlink(path)
         self.log.append(Unlinked(os.path.normpath(path), number))
 
@@ -133,13 +132,6 @@ class RecordingFiles(PassingFiles):
         """Sync and log it."""
         self.inner.sync_folder(path)
         self.log.append(FolderSynced(os.path.normpath(path)))
-
-    def _is_there(self, path: str) -> bool:
-        try:
-            self.inner.identity(path)
-        except MissingImage:
-            return False
-        return True
 
     def _meet(self, path: str) -> int:
         """The number of a file that is there."""
