@@ -22,7 +22,11 @@
     ├── StorageFailed           17  the system refused: no space, input/output error, no permission
     ├── CatalogError            19  the catalogue of pools, bases and merges cannot be read or written
     ├── BrokenJournal           21  what was written down of a half-done merge cannot be understood
-    └── ProofFailed             22  a guest would see something else than before the merge
+    ├── ProofFailed             22  a guest would see something else than before the merge
+    ├── NoSuchDomain            23  no guest of this name is defined
+    ├── NoSuchSnapshot          24  the guest has no snapshot of this name
+    ├── ChangedBehind           25  another tool has changed a guest's chain, and what is wanted relies on it
+    └── BrokenXml               26  a text is no XML, or not the definition of a guest or a snapshot
 
 The number is the exit status of cowtree's own commands; `cowtree img` exits as qemu-img does. Facts are fields,
 `text` says what is wrong and where, `hint` what to do next.
@@ -244,3 +248,40 @@ class ProofFailed(PlacedError):
     exit_status = 22
     text = "shows something else than before the merge: {reason}"
     hint = "do not start its guest; cowtree undo"
+
+
+class NoSuchDomain(CowtreeError):
+    """No guest of this name is defined."""
+
+    exit_status = 23
+    text = "failed to get domain '{name}'"
+    hint = "cowtree list --all"
+
+
+class NoSuchSnapshot(CowtreeError):
+    """A guest has no snapshot of this name."""
+
+    exit_status = 24
+    text = "Domain snapshot not found: no domain snapshot with matching name '{name}'"
+    hint = "cowtree snapshot-list {domain}"
+
+
+class ChangedBehind(CowtreeError):
+    """Another tool has changed a guest's chain."""
+
+    exit_status = 25
+
+
+class BrokenXml(CowtreeError):
+    """A text is not the XML that is wanted. Facts: reason; line, where one is to blame."""
+
+    exit_status = 26
+    hint = "put the text right; cowtree dumpxml DOMAIN shows one that is"
+
+    @property
+    def reason(self) -> str:
+        """What is wrong, as stock begins it, and in which line."""
+        place, reason = f"line {self.facts['line']}: " if "line" in self.facts else "", str(self.facts["reason"])
+        # A name in a hostile text may be as long as the text.
+        shown = reason if len(reason) < 500 else f"{reason[:350]} ... {reason[-100:]}"
+        return f"XML error: {place}{shown}"
