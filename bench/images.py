@@ -20,7 +20,7 @@ from tests.sparse import sparse_image
 
 CLUSTER_BYTES = 64 * KIB
 SCATTERED_COUNT = GIB // CLUSTER_BYTES
-SCATTERED_DISK_BYTES = 8 * GIB
+DISK_BYTES = 8 * GIB
 HUGE_CLUSTER_COUNT = 1_000_000
 RUN_CLUSTER_COUNT_MAX = 32
 
@@ -33,7 +33,7 @@ def qemu_img(*arguments: str | Path) -> None:
 def scatter(path: Path, seed: int) -> None:
     """Write 1 GiB in clusters of 64 KiB, at random places in random order, through qemu-io."""
     choose = random.Random(seed)
-    places = choose.sample(range(SCATTERED_DISK_BYTES // CLUSTER_BYTES), SCATTERED_COUNT)
+    places = choose.sample(range(DISK_BYTES // CLUSTER_BYTES), SCATTERED_COUNT)
     lines = [f"write -q -P {choose.randint(1, 255)} {place * CLUSTER_BYTES} {CLUSTER_BYTES}" for place in places]
     words = ["qemu-io", "-t", "unsafe", "-f", "qcow2", str(path)]
     subprocess.run(words, input="\n".join(lines), text=True, check=True, stdout=subprocess.DEVNULL)
@@ -42,7 +42,7 @@ def scatter(path: Path, seed: int) -> None:
 def make_pair(folder: Path) -> tuple[Path, Path]:
     """A base with 1 GiB of scattered clusters, and an overlay with another one. Returns: base and overlay."""
     base, overlay = folder / "base.qcow2", folder / "overlay.qcow2"
-    qemu_img("create", "-f", "qcow2", base, str(SCATTERED_DISK_BYTES))
+    qemu_img("create", "-f", "qcow2", base, str(DISK_BYTES))
     scatter(base, 1)
     qemu_img("create", "-f", "qcow2", "-b", base.name, "-F", "qcow2", overlay)
     scatter(overlay, 2)
@@ -54,7 +54,7 @@ def make_dense(folder: Path, *, in_overlay: bool) -> tuple[Path, Path]:
     Returns: base and overlay.
     """
     base, overlay = folder / "base.qcow2", folder / "overlay.qcow2"
-    qemu_img("create", "-f", "qcow2", base, str(SCATTERED_DISK_BYTES))
+    qemu_img("create", "-f", "qcow2", base, str(DISK_BYTES))
     qemu_img("create", "-f", "qcow2", "-b", base.name, "-F", "qcow2", overlay)
     filled = overlay if in_overlay else base
     words = ["qemu-io", "-f", "qcow2", "-c", f"write -q -P 65 {GIB} {GIB}", str(filled)]
@@ -63,6 +63,23 @@ def make_dense(folder: Path, *, in_overlay: bool) -> tuple[Path, Path]:
         os.fsync(file.fileno())
         # To let go of pages takes btrfs a second, whoever makes it do so.
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return base, overlay
+
+
+def make_stack(folder: Path, base_bytes: int, overlay_bytes: int) -> tuple[Path, Path]:
+    """A base with so many bytes in one piece, and an overlay that hides half of its own size of them.
+    Returns: base and overlay.
+    """
+    base, overlay = folder / "base.qcow2", folder / "overlay.qcow2"
+    qemu_img("create", "-f", "qcow2", base, str(DISK_BYTES))
+    qemu_img("create", "-f", "qcow2", "-b", base.name, "-F", "qcow2", overlay)
+    start = base_bytes - overlay_bytes // 2
+    for path, command in (
+        (base, f"write -q -P 65 0 {base_bytes}"),
+        (overlay, f"write -q -P 66 {start} {overlay_bytes}"),
+    ):
+        words = ["qemu-io", "-t", "unsafe", "-f", "qcow2", "-c", command, str(path)]
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
     return base, overlay
 
 

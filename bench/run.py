@@ -4,25 +4,26 @@ Exits with 1 when a promise is not kept.
 """
 
 import compileall
-import shutil
+import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import cowtree
+from bench.clone_merge import clone_verbs, estimates
 from bench.images import make_dense, make_filled, make_huge, make_pair, qemu_img, scatter_runs
-from bench.timing import Candidate, in_turn, measure
-from cowtree.operations.family import permit_commit
-from cowtree.operations.merge import Into, Outcome, commit, pull
+from bench.planning import planning
+from bench.timing import BIN, Candidate, Promise, in_turn, measure, on_copies
+from bench.verbs import delete_base, fingerprints, forest, merge_verbs
+from cowtree.images.family import permit_commit
+from cowtree.images.merge import Into, Outcome, commit, pull
 from cowtree.storage.file import LocalFiles
 from cowtree.units import GIB, MIB, format_size
 from tests.mounts import KINDS, mounted, used_bytes
 
-BIN = Path(sys.executable).parent
 COWTREE = (BIN / "cowtree", "img")
 QEMU_IMG = ("qemu-img",)
 ROUND_COUNT = 5
@@ -35,14 +36,6 @@ CLONE_DISK_BYTES = 3 * GIB
 CLONE_S_MAX = 0.1
 CLONE_TABLE_BYTES_MAX = 2 * MIB
 PEAK_BYTES_MAX = 256 * MIB
-
-
-class Promise(NamedTuple):
-    """One line of the report."""
-
-    name: str
-    text: str
-    is_kept: bool
 
 
 def merge_speed(folder: Path) -> list[Promise]:
@@ -66,18 +59,10 @@ def merge_speed(folder: Path) -> list[Promise]:
 
 
 def _on_copies(folder: Path, images: tuple[Path, ...], words: tuple[str | Path, ...], written: Path) -> Candidate:
-    """The command on fresh copies of the images, in a folder of its own; its last image is the overlay."""
+    """The command on fresh copies of the images; its last image is the overlay."""
     scene = folder / f"scene-{Path(words[0]).name}"
-
-    def prepare() -> None:
-        shutil.rmtree(scene, ignore_errors=True)
-        scene.mkdir()
-        for image in images:
-            measure(Candidate(("cp", "--sparse=always", image, scene), outputs=(scene,)))
-        measure(Candidate(("sync", "-f", scene)))
-
     overlay = scene / images[1].name
-    return Candidate((*words, overlay), prepare, (scene / written.name, overlay))
+    return on_copies(scene, images, (*words, overlay), scene / written.name, overlay)
 
 
 def snapshots(folder: Path) -> list[Promise]:
@@ -174,8 +159,15 @@ def main(names: list[str]) -> int:
         "speed": merge_speed,
         "snapshots": snapshots,
         "clones": clones,
+        "clone-verbs": clone_verbs,
+        "seconds": estimates,
         "start": start_up,
         "memory": memory,
+        "planning": planning,
+        "delete": delete_base,
+        "verbs": merge_verbs,
+        "forest": forest,
+        "fingerprint": fingerprints,
     }
     # As pip does when it installs.
     compileall.compile_dir(Path(cowtree.__file__).parent, quiet=1)
@@ -183,6 +175,8 @@ def main(names: list[str]) -> int:
     for name in names or benches:
         # Not in /tmp, which may be memory: the data have to reach a disk.
         with tempfile.TemporaryDirectory(prefix="cowtree-bench-", dir="/var/tmp") as folder:
+            # Nothing reads or writes the catalogue of whoever measures.
+            os.environ["COWTREE_CATALOG"] = f"{folder}/state/catalog.db"
             for promise in benches[name](Path(folder)):
                 print(f"{'kept  ' if promise.is_kept else 'BROKEN'}  {promise.name}: {promise.text}", flush=True)
                 promises.append(promise)

@@ -4,12 +4,24 @@ Absolute times mean nothing on shared machines. Two commands that take turns mee
 """
 
 import os
+import shutil
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+BIN = Path(sys.executable).parent
+
+
+class Promise(NamedTuple):
+    """One line of the report."""
+
+    name: str
+    text: str
+    is_kept: bool
 
 
 class Run(NamedTuple):
@@ -46,6 +58,19 @@ def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
+
+
+def on_copies(scene: Path, images: Sequence[Path], words: Sequence[str | Path], *outputs: Path) -> Candidate:
+    """The command on fresh copies of the images, in a folder of its own."""
+
+    def prepare() -> None:
+        shutil.rmtree(scene, ignore_errors=True)
+        scene.mkdir()
+        for image in images:
+            measure(Candidate(("cp", "--sparse=always", image, scene), outputs=(scene,)))
+        measure(Candidate(("sync", "-f", scene)))
+
+    return Candidate(words, prepare, outputs)
 
 
 def in_turn(ours: Candidate, theirs: Candidate, round_count: int) -> tuple[float, str]:

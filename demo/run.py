@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cowtree.cli.main import main as cowtree
-from cowtree.operations import merge
-from cowtree.operations.digest import digest
-from cowtree.operations.family import permit_commit
-from cowtree.operations.merge import Into, Outcome
+from cowtree.images import merge
+from cowtree.images.digest import digest
+from cowtree.images.family import permit_commit
+from cowtree.images.merge import Into, Outcome
 from cowtree.storage.file import LocalFiles
 from cowtree.units import MIB, format_size
 

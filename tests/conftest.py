@@ -12,10 +12,13 @@ import pytest
 from hypothesis import settings
 
 TOOLS = {
+    "fio": "fio",
     "git": "git",
     "mke2fs": "e2fsprogs",
     "mkfs.btrfs": "btrfs-progs",
     "mkfs.xfs": "xfsprogs",
+    "nbdcopy": "libnbd-bin",
+    "nbdinfo": "libnbd-bin",
     "qemu-img": "qemu-utils",
     "qemu-io": "qemu-utils",
     "qemu-nbd": "qemu-utils",

@@ -18,8 +18,8 @@ from cowtree.chain.view import Chain, open_chain, resolve, through_snapshot
 from cowtree.errors import StorageFailed
 from cowtree.execute.read import pages
 from cowtree.execute.writer import LayerWriter
-from cowtree.operations.check import check, open_to_check, repair_counts
-from cowtree.operations.create import temporary_name
+from cowtree.images.check import check, open_to_check, repair_counts
+from cowtree.images.create import temporary_name
 from cowtree.plan.put import Wish
 from cowtree.storage.contract import Access, FileSystem
 from cowtree.storage.faults import AFTER, BEFORE, MIDDLE, Call, Fault, FaultyFiles, Killed

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cowtree.chain.forest import survey
-from cowtree.operations.digest import digest
+from cowtree.images.digest import digest
 from cowtree.plan.create import NewImage
 from cowtree.storage.file import LocalFiles
 from tests.pictures import CLUSTER_BITS, CLUSTER_BYTES, draw

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from cowtree.chain import gate
 from cowtree.errors import CowtreeError
+from cowtree.images import merge
+from cowtree.images.merge import Outcome
 from cowtree.monitor import Monitor
-from cowtree.operations import merge
-from cowtree.operations.merge import Outcome
 from cowtree.plan.family import Family, Member, Merge
 from cowtree.plan.permit import Permit, permit
 from cowtree.storage.contract import Access, FileSystem

@@ -18,8 +18,8 @@ from cowtree.chain import gate, load
 from cowtree.chain.view import Chain, layer_extents, open_chain, resolve
 from cowtree.execute.read import fetch
 from cowtree.execute.writer import LayerWriter
-from cowtree.operations import merge
-from cowtree.operations.create import create
+from cowtree.images import merge
+from cowtree.images.create import create
 from cowtree.plan.create import NewImage
 from cowtree.plan.put import Wish
 from cowtree.qcow2 import tables

@@ -319,18 +319,18 @@ def test_the_layers_hold():
 @pytest.mark.parametrize(
     ("path", "text"),
     [
-        ("chain/upward.py", "from cowtree.operations import merge"),
+        ("chain/upward.py", "from cowtree.images import merge"),
         ("plan/sideways.py", "import cowtree.chain"),
         ("units.py", "import cowtree.qcow2"),
         ("homeless.py", ""),
     ],
 )
 def test_the_layers_can_fail(tmp_path: Path, path: str, text: str):
-    for folder in ("qcow2", "chain", "plan", "operations"):
+    for folder in ("qcow2", "chain", "plan", "images"):
         (tmp_path / "cowtree" / folder).mkdir(parents=True)
-    for module in ("", "qcow2/", "chain/", "plan/", "operations/"):
+    for module in ("", "qcow2/", "chain/", "plan/", "images/"):
         (tmp_path / "cowtree" / module / "__init__.py").touch()
-    (tmp_path / "cowtree/operations/merge.py").touch()
+    (tmp_path / "cowtree/images/merge.py").touch()
     assert lint_imports(tmp_path).returncode == 0
     (tmp_path / "cowtree" / path).write_text(text)
     assert lint_imports(tmp_path).returncode == 1

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import combinations
 from typing import NamedTuple
 
@@ -13,8 +14,8 @@ from cowtree.chain.load import load_image
 from cowtree.chain.view import Chain, layer_extents, open_chain, through_snapshot
 from cowtree.errors import MissingImage
 from cowtree.execute.writer import LayerWriter
-from cowtree.operations import act, order, snapshot
-from cowtree.operations.tally import Tally
+from cowtree.images import act, order, snapshot
+from cowtree.images.tally import Tally
 from cowtree.plan.create import NewImage
 from cowtree.plan.family import Family, Member, Merge
 from cowtree.plan.strategy import Plan
@@ -44,8 +45,14 @@ class Tree(NamedTuple):
     @property
     def views(self) -> dict[int, bytes]:
         """What each image shows, as a digest would tell."""
-        members = enumerate(self.family.members)
-        return {index: guest_view(self.files, each.path, each.format) for index, each in members}
+        return _views(self.family.members, tuple(self.files.snapshot().items()))
+
+
+@lru_cache(maxsize=4)
+def _views(members: tuple[Member, ...], content: tuple[tuple[str, bytes], ...]) -> dict[int, bytes]:
+    """Looked at once, for a test may ask it of one tree a thousand times."""
+    files = MemoryFiles(dict(content))
+    return {index: guest_view(files, each.path, each.format) for index, each in enumerate(members)}
 
 
 def grow(

@@ -26,7 +26,9 @@
     ├── NoSuchDomain            23  no guest of this name is defined
     ├── NoSuchSnapshot          24  the guest has no snapshot of this name
     ├── ChangedBehind           25  another tool has changed a guest's chain, and what is wanted relies on it
-    └── BrokenXml               26  a text is no XML, or not the definition of a guest or a snapshot
+    ├── BrokenXml               26  a text is no XML, or not the definition of a guest or a snapshot
+    ├── BrokenPeer              27  the other end of a connection does not keep to the protocol: it is ended
+    └── RequestFailed           28  one request to a peer failed; the connection goes on
 
 The number is the exit status of cowtree's own commands; `cowtree img` exits as qemu-img does. Facts are fields,
 `text` says what is wrong and where, `hint` what to do next.
@@ -285,3 +287,16 @@ class BrokenXml(CowtreeError):
         # A name in a hostile text may be as long as the text.
         shown = reason if len(reason) < 500 else f"{reason[:350]} ... {reason[-100:]}"
         return f"XML error: {place}{shown}"
+
+
+class BrokenPeer(CowtreeError):
+    """The other end of a connection does not keep to the protocol, or is gone."""
+
+    exit_status = 27
+    text = "the connection is ended: {reason}"
+
+
+class RequestFailed(CowtreeError):
+    """A peer could not do what it was asked for. The fact `errno` is the system's number for why."""
+
+    exit_status = 28

@@ -80,6 +80,13 @@ class Extents(NamedTuple):
         return self._replace(layer=np.full(len(self.start), layer, np.int16))
 
 
+class Known(NamedTuple):
+    """All that one layer holds before a guest offset."""
+
+    extents: Extents
+    stop: int
+
+
 def distinct(values: Offsets) -> Offsets:
     """The values in order, each once: `np.unique` without numpy's masked arrays, which take 10 ms to load."""
     ordered = np.sort(values, kind="stable")

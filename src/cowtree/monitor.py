@@ -3,7 +3,7 @@
 Forms that draw on a terminal live with what people touch, in `cli/`.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class Monitor(Protocol):
@@ -14,6 +14,21 @@ class Monitor(Protocol):
 
     def advance(self, moved_bytes: int) -> None:
         """Say that so many more bytes were moved."""
+
+
+@runtime_checkable
+class CloneMonitor(Protocol):
+    """A monitor that also wants to know what needed no copying."""
+
+    def note_cloned(self, cloned_bytes: int) -> None:
+        """Say that so many of the bytes that were moved were cloned."""
+
+
+def advance_cloned(monitor: Monitor, cloned_bytes: int) -> None:
+    """Tell a monitor that bytes were moved by cloning, which not every one tells from copying."""
+    monitor.advance(cloned_bytes)
+    if isinstance(monitor, CloneMonitor):
+        monitor.note_cloned(cloned_bytes)
 
 
 class Silent:

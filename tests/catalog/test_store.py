@@ -149,7 +149,7 @@ def test_damage_is_one_sentence(path, how):
     with pytest.raises(CatalogError) as caught:
         use_all(path)
     assert str(caught.value).startswith(f"{path}: ")
-    assert "away" in caught.value.advice
+    assert "aside" in caught.value.advice
 
 
 def test_a_newer_catalogue_is_refused_and_kept(path):
@@ -204,7 +204,7 @@ def test_a_migration_that_was_stopped_is_run_again_whole(path, monkeypatch):
     more[-1] = "CREATE TABLE more (x);\n"
     with open_catalog(path) as catalog:
         catalog.add_pool("/a")
-        assert catalog._read("SELECT count(*) FROM more") == [(0,)]
+        assert catalog.read("SELECT count(*) FROM more") == [(0,)]
 
 
 def test_several_processes_begin_and_write_at_once(path):
@@ -229,5 +229,5 @@ def test_a_kill_leaves_all_that_was_reported_and_nothing_half(path):
         reported |= {f"/r{round_number}/{int(line)}" for line in lines if line.endswith("\n")}
         with open_catalog(path) as catalog:
             assert reported <= set(catalog.pools())
-            assert catalog._read("PRAGMA integrity_check") == [("ok",)]
+            assert catalog.read("PRAGMA integrity_check") == [("ok",)]
     assert reported

@@ -1,24 +1,36 @@
 """Owns the proof that what cowtree sees through a chain is what QEMU sees, window by window."""
 
 import random
+from contextlib import closing
 
+import numpy as np
 import pytest
 
 from cowtree import extents as ex
 from cowtree.chain import gate, view
 from cowtree.chain.load import load_image
-from cowtree.chain.view import ALIGNMENT_BYTES, ENTRIES_PER_WINDOW, Chain, open_chain, resolve, windows
+from cowtree.chain.view import (
+    ALIGNMENT_BYTES,
+    ENTRIES_PER_WINDOW,
+    Chain,
+    open_chain,
+    read_known,
+    resolve,
+    windows,
+)
 from cowtree.errors import BrokenTable, ChainError, Refused
+from cowtree.extents import Known, Ranges
 from cowtree.plan.create import NewImage, create_steps
 from cowtree.qcow2 import tables
 from cowtree.steps import Truncate, Write
 from cowtree.storage.contract import Access
 from cowtree.storage.file import LocalFiles
 from cowtree.storage.memory import MemoryFiles
-from cowtree.units import GIB, TIB
+from cowtree.units import GIB, SECTOR_BYTES, TIB
 from tests.pictures import CLUSTER_BYTES, family
 from tests.pictures import view as bytes_seen
 from tests.qemu import content, qemu_img, qemu_io, random_chain
+from tests.trees import ALL, grow
 
 FILES = LocalFiles()
 
@@ -154,6 +166,37 @@ def test_windows_cover_all_and_hold_no_more_than_is_bounded(seed):
 def entries_between(image, start, stop):
     span = image.geometry.l2_span_bytes
     return int((image.l1[start // span : -(-stop // span)] != 0).sum()) * image.geometry.l2_entry_count
+
+
+@pytest.mark.soak
+def test_what_is_known_of_a_layer_is_what_its_tables_say(seed):
+    choose = random.Random(seed)
+    tree = grow([None, 0, 1], seed, sizes=[7, 8, 12], raw_root=choose.random() < 0.5, mixed=ALL)
+    with closing(open_chain(tree.files, "image-2")) as chain:
+        informed = chain
+        for index, layer in enumerate(chain.layers):
+            known = read_known(layer, chain.images[index], 1000)
+            assert known is not None
+            assert read_known(layer, chain.images[index], 0) is None or known.extents.start.size == 0
+            informed = informed.with_layer(index, layer._replace(known=known))
+        for _ in range(10):
+            start, stop = sorted(choose.sample(range(chain.size_bytes + 1), 2))
+            found, expected = resolve(informed, start, stop), resolve(chain, start, stop)
+            for mine, its in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(mine, its)
+
+
+def test_of_what_is_known_a_window_holds_as_many_extents(monkeypatch):
+    monkeypatch.setattr(view, "ENTRIES_PER_WINDOW", 1 << 15)
+    files = MemoryFiles()
+    sparse(files, "disk", 16, 16 * GIB, [])
+    start = np.arange(1 << 17, dtype=np.int64) << 16
+    known = Known(ex.fill(Ranges(start, start + SECTOR_BYTES), ex.DATA), 16 * GIB)
+    with closing(open_chain(files, "disk")) as chain:
+        spans = list(windows(chain.with_layer(0, chain.top._replace(known=known)), 16 * GIB))
+    counts = [int(((start >= first) & (start < last)).sum()) for first, last in spans]
+    assert sum(counts) == 1 << 17
+    assert max(counts) <= 33 << 10
 
 
 def test_raw_windows_are_64_gib_long():

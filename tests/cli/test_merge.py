@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from cowtree.cli.main import main
-from cowtree.operations import proof
-from cowtree.operations.digest import digest
-from cowtree.operations.order import SUFFIX
+from cowtree.images import proof
+from cowtree.images.digest import digest
+from cowtree.images.order import SUFFIX
+from cowtree.units import MIB
 from tests.cli.running import Ran
 from tests.disktrees import FILES, NAMES, DiskTree, plant, random_tree, random_words
-from tests.qemu import assert_clean, qemu_img, qemu_io
+from tests.qemu import assert_clean, content, qemu_img, qemu_io
 
 WRONG_USE, MISSING, NOT_OF_THE_FAMILY, REFUSED, LOCKED, UNPROVEN = 2, 11, 11, 15, 16, 22
 COWTREE = [sys.executable, "-m", "cowtree"]
@@ -133,6 +134,8 @@ def test_a_dry_run_says_what_is_done_and_ends_as_it_ends(tmp_path: Path, capsys:
         said, did = json.loads(planned.out), json.loads(done.out)
         assert said.pop("moved") is None
         assert did.pop("moved") == did["to-move"]
+        assert said.pop("cloned") is None
+        assert did.pop("cloned") >= did["to-clone"]
         assert said == did
         for leaf, shown in leaves_of(tree).items():
             assert shown == leaves[leaf], leaf
@@ -196,6 +199,27 @@ def test_after_a_merge_no_base_is_called_stale(tmp_path: Path, capsys: pytest.Ca
     assert Ran(capsys, verb, tree.paths[1]).status in (0, REFUSED)
     found = json.loads(Ran(capsys, "verify", str(tmp_path), "--output=json").out)
     assert {each["state"] for each in found["overlays"]} <= {"unchanged", "touched"}
+
+
+def test_a_large_base_takes_the_place_of_the_small_overlay_that_lies_on_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    base, top = tmp_path / "base", tmp_path / "top"
+    qemu_img("create", "-q", "-f", "qcow2", base, "32M")
+    qemu_io(base, "write -P 1 0 18M")
+    qemu_img("create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", top)
+    qemu_io(top, "write -P 2 17M 2M")
+    shown, held = content(top), base.stat()
+    ran = Ran(capsys, "delete", str(base), "--delete", "--verify", "--output=json")
+    assert ran.status == 0, ran.err
+    said = json.loads(ran.out)
+    assert (said["to-move"], said["moved"]) == (2 * MIB, 2 * MIB)
+    assert os.listdir(tmp_path) == ["top"]
+    assert top.stat().st_ino == held.st_ino
+    # One MiB lay in the base already; the other one is new to it, and nothing else.
+    assert top.stat().st_size <= held.st_size + MIB
+    assert content(top) == shown
+    assert_clean(top)
 
 
 def test_a_catalogue_that_cannot_be_written_is_a_warning(

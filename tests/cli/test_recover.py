@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from cowtree.cli.main import main
-from cowtree.operations import wish
-from cowtree.operations.act import Act
+from cowtree.images import wish
+from cowtree.images.act import Act
 from tests.cli.running import Ran
 from tests.disktrees import NAMES, DiskTree, plant
+from tests.qemu import qemu_img
 
 BROKEN, REFUSED, MISSING = 21, 15, 11
 
@@ -144,3 +145,88 @@ def test_the_word_of_another_user_is_not_followed(tree: DiskTree, capsys: pytest
     os.chown(journal, 12345, 12345)
     assert Ran(capsys, "recover", ".").status == BROKEN
     assert set(NAMES[:3]) & set(tree.names())
+
+
+def test_a_journal_that_the_catalogue_does_not_know_is_explained_and_followed_only_when_it_is_named(
+    tree: DiskTree, capsys: pytest.CaptureFixture[str], catalog: Path
+):
+    shown = tree.digests()[tree.paths[2]]
+    journal = begin("commit", "top", phase="leave")
+    for path in catalog.parent.iterdir():
+        path.unlink()
+    before = tree.names()
+    for words in (("recover",), ("commit", "top"), ("recover", "--trust", f"{journal}x.cowtree-merge")):
+        ran = Ran(capsys, *words)
+        assert ran.status == (MISSING if "--trust" in words else REFUSED)
+        assert tree.names() == before
+        if "--trust" not in words:
+            assert f"Try: if you began it: cowtree recover --trust {journal}" in ran.err
+    ran = Ran(capsys, "recover", "--list")
+    assert ran.status == 0
+    assert f"  pull {tree.paths[1]} into {tree.paths[2]}, which then takes the place of {tree.paths[1]}\n" in ran.out
+    assert f"  rename what is not needed then: {tree.paths[1]}\n" in ran.out
+    ran = Ran(capsys, "recover", "--trust", journal)
+    assert (ran.status, ran.err) == (0, "")
+    assert shown in tree.digests().values()
+    assert not os.path.exists(journal)
+
+
+@pytest.mark.parametrize("change", ["stamp", "token", "gone"])
+def test_a_journal_that_says_something_else_than_the_catalogue_is_not_followed(
+    tree: DiskTree, capsys: pytest.CaptureFixture[str], change: str
+):
+    journal = Path(begin("commit", "top", phase="leave"))
+    content = json.loads(journal.read_text())
+    content[change] = [0] if change == "gone" else "other"
+    journal.write_text(json.dumps(content))
+    before = tree.names()
+    assert Ran(capsys, "recover").status == REFUSED
+    assert tree.names() == before
+
+
+def forge(journal: str, path: Path) -> None:
+    """Let a journal at its last phase name another file for the base that it removes."""
+    content = json.loads(Path(journal).read_text())
+    content["members"][0][0] = str(path)
+    Path(journal).write_text(json.dumps(content))
+
+
+def test_a_trusted_journal_removes_no_file_but_those_that_were_merged(
+    tree: DiskTree, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    journal = begin("flatten", "top", "--delete", phase="leave")
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"!")
+    forge(journal, precious)
+    assert Ran(capsys, "recover", "--trust", journal).status == 0
+    assert not os.path.exists(tree.paths[1])
+    assert precious.read_bytes() == b"!"
+
+
+def test_no_journal_gives_another_base_to_the_overlay_of_another_family(
+    tree: DiskTree, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    journal = begin("delete", "middle", phase="link_overlays")
+    other = tmp_path / "other"
+    other.mkdir()
+    stranger = plant(other, (None, 0), ("DDDD", "E---"), ("base", "top"))
+    shown = stranger.digests()
+    content = json.loads(Path(journal).read_text())
+    heads = [each for each, member in enumerate(content["members"]) if member[3] == content["acts"][0][0][0]]
+    for head in heads or [2]:
+        content["members"][head][0] = stranger.paths[1]
+    content["progress"][1] = 2
+    Path(journal).write_text(json.dumps(content))
+    Ran(capsys, "recover", "--trust", journal)
+    assert stranger.digests() == shown
+
+
+def test_an_overlay_that_was_made_meanwhile_is_not_ruined(tree: DiskTree, capsys: pytest.CaptureFixture[str]):
+    journal = begin("commit", "top", phase="leave")
+    qemu_img("create", "-q", "-f", "qcow2", "-b", tree.paths[2], "-F", "qcow2", "late")
+    ran = Ran(capsys, "recover", journal)
+    assert ran.status == REFUSED
+    assert f"{tree.folder}/late" in ran.err
+    assert os.path.exists("top")
+    assert Ran(capsys, "img", "rebase", "-b", "", "late").status == 0
+    assert Ran(capsys, "recover", journal).status == 0

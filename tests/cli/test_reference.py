@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from cowtree.cli.domain.main import MODULES
 from cowtree.cli.img.main import COMMANDS, find
 from cowtree.cli.reference import reference
 from cowtree.cli.verbs import VERBS
@@ -24,7 +25,7 @@ def test_it_does_not_depend_on_the_terminal():
 
 def test_every_command_and_every_option_is_there():
     page = reference()
-    for name in VERBS:
+    for name in (*VERBS, *MODULES):
         assert f"\n## cowtree {name}\n\n    cowtree {name} [" in page
     for name in COMMANDS:
         chapter = page.partition(f"\n## cowtree img {name}\n")[2].partition("\n## ")[0]

@@ -8,6 +8,7 @@ import pytest
 
 from cowtree.cli.main import main
 from cowtree.errors import ImageLocked, MissingImage, Refused, WrongUse
+from cowtree.images import relocate as module
 from cowtree.storage.contract import Access
 from cowtree.storage.file import LocalFiles
 from tests.qemu import assert_clean, content, qemu_img, qemu_io
@@ -110,3 +111,59 @@ def test_an_overlay_that_names_its_base_by_an_address_moves_along(folder: Path, 
     assert content(folder / "new/named.qcow2") == view
     found = json.loads(qemu_img("info", "--output=json", folder / "new/named.qcow2"))
     assert (found["backing-filename"], found["backing-filename-format"]) == ("base.qcow2", driver)
+
+
+def stop_half_way(*words: str) -> Path:
+    """Begin a relocation and stop it when all files have both names. Returns: its journal."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_switch", stop)
+        assert relocate(*words) == 130
+    return Path("../new/.cowtree-relocate").resolve()
+
+
+def test_the_same_words_complete_what_the_catalogue_knows(folder: Path):
+    view = content(Path("top.qcow2"))
+    journal = stop_half_way("top.qcow2", "--to", "../new")
+    assert relocate("top.qcow2", "--to", "../new") == 0
+    assert content(folder / "new/top.qcow2") == view
+    assert not journal.exists()
+
+
+def test_a_journal_that_the_catalogue_does_not_know_is_followed_only_when_it_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str], catalog: Path
+):
+    journal = stop_half_way("top.qcow2", "--to", "../new")
+    catalog.unlink()
+    assert relocate("top.qcow2", "--to", "../new") == Refused.exit_status
+    said = capsys.readouterr().err
+    assert f"{folder}/old/base.qcow2 to {folder}/new/base.qcow2" in said
+    assert f"if you began it: the same with --trust {journal}" in said
+    assert sorted(os.listdir("."))[:2] == ["base.qcow2", "top.qcow2"]
+    assert relocate("top.qcow2", "--to", "../new", "--trust", "../new/.cowtree-relocate") == 0
+    assert sorted(os.listdir(folder / "new")) == ["base.qcow2", "top.qcow2"]
+
+
+@pytest.mark.parametrize("change", ["old", "new", "link", "owner"])
+def test_a_journal_from_an_archive_moves_nothing_that_is_not_named_and_nothing_elsewhere(
+    folder: Path, capsys: pytest.CaptureFixture[str], change: str
+):
+    journal = stop_half_way("top.qcow2", "--to", "../new")
+    said = json.loads(journal.read_text())
+    (folder / "precious").write_bytes(b"!")
+    os.symlink(folder, folder / "new/away")
+    if change == "old":
+        place = {"old": f"{folder}/precious", "new": f"{folder}/new/precious"}
+        said["members"].append({**said["members"][0], **place, "is_qcow2": False})
+    elif change == "owner":
+        os.chown(journal, 12345, 12345)
+    else:
+        said["members"][0]["new"] = f"{folder}/elsewhere" if change == "new" else f"{folder}/new/away/elsewhere"
+    journal.write_text(json.dumps(said))
+    assert relocate("top.qcow2", "--to", "../new", "--trust", str(journal)) == Refused.exit_status
+    assert (folder / "precious").exists()
+    assert not (folder / "elsewhere").exists()
+    assert str(journal) in capsys.readouterr().err

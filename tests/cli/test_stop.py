@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cowtree.cli.stop import stopping
-from cowtree.operations.digest import digest
-from cowtree.operations.halves import find
+from cowtree.images.digest import digest
+from cowtree.images.halves import find
 from tests.disktrees import FILES
 from tests.qemu import assert_clean, qemu_img, qemu_io
 
@@ -50,3 +50,24 @@ def test_a_merge_that_is_stopped_says_so_and_goes_on(
     assert subprocess.run(words, check=False, capture_output=True).returncode == 0
     assert digest(FILES, str(top)) == shown
     assert_clean(top)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_is_stopped_while_planning_hears_that_nothing_was_changed(tmp_path: Path, number: signal.Signals):
+    base, top = tmp_path / "base", tmp_path / "top"
+    qemu_img("create", "-q", "-f", "qcow2", base, "1M")
+    qemu_img("create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", top, "1M")
+    # The signal comes at the moment when the first price is asked for.
+    code = (
+        "import os, sys\n"
+        "from cowtree.cli.main import main\n"
+        "from cowtree.images.price import Prices\n"
+        f"Prices.__call__ = lambda *_: os.kill(os.getpid(), {int(number)})\n"
+        "sys.exit(main())"
+    )
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    words = [sys.executable, "-c", code, "flatten", str(top)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.strip().endswith("stopped before anything was changed")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cowtree.operations.act import Act
+from cowtree.images.act import Act
 from tests.cli.running import Ran
 from tests.disktrees import DiskTree, plant
 

@@ -1,5 +1,8 @@
 """How cowtree's own verbs are found, and how their help reads."""
 
+import subprocess
+import sys
+
 import pytest
 
 from cowtree import __version__
@@ -26,6 +29,23 @@ def test_each_verb_says_what_it_does():
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]):
     assert main(["cowtree", "--version"]) == 0
     assert capsys.readouterr().out == f"cowtree {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("columns", "most"), [("40", 38), ("100", 98), ("", 78), ("0", 78), ("wide", 78), ("9" * 5000, 78)]
+)
+def test_help_is_as_wide_as_the_terminal(columns: str, most: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr(sys, "__stdout__", None)
+    own = make_parser().format_help().partition("domains and snapshots")[0]
+    assert most - 12 < max(map(len, own.splitlines())) <= most
+
+
+def test_no_command_loads_what_packs_files():
+    words = (sys.executable, "-X", "importtime", "-m", "cowtree", "pool", "--help")
+    loaded = subprocess.run(words, capture_output=True, text=True, check=True).stderr
+    assert "argparse" in loaded
+    assert "shutil" not in loaded
 
 
 def test_no_words_show_help_and_fail(capsys: pytest.CaptureFixture[str]):

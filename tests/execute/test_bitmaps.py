@@ -132,6 +132,7 @@ def test_an_image_can_have_many_windows_of_bits(tmp_path: Path, monkeypatch: pyt
     assert_clean(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1 << 20, (1 << 20) + 512, 5 << 20, 1 << 30, 512, 8192, 1000 << 10])
 def test_bitmaps_follow_the_size_of_the_disk_as_in_qemu(tmp_path: Path, size: int):
     path, other = made(tmp_path / "image"), made(tmp_path / "other")

@@ -11,8 +11,8 @@ from cowtree.chain import gate, load
 from cowtree.chain.view import Chain, layer_extents, open_chain, resolve
 from cowtree.errors import BrokenTable, MarkedCorrupt, Refused
 from cowtree.execute.writer import LayerWriter
+from cowtree.images.create import create
 from cowtree.monitor import Counting
-from cowtree.operations.create import create
 from cowtree.plan.create import NewImage
 from cowtree.plan.put import Cost, Wish
 from cowtree.qcow2 import header as qcow2

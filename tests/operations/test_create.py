@@ -1,138 +1,131 @@
-"""New files: there is never a part of one under its final name."""
+"""Taking snapshots: all disks or none, whatever happens; and what is refused."""
 
 import os
-import stat
 from pathlib import Path
 
 import pytest
 
-from cowtree.chain import gate
-from cowtree.errors import ImageLocked, MissingImage, Refused, StorageFailed
-from cowtree.operations.create import create, kept_mode, new_file, temporary_name
-from cowtree.plan.create import NewImage
+from cowtree.catalog import snapshots
+from cowtree.domain.moment import DiskRequest
+from cowtree.errors import ImageLocked, Refused, WrongUse
+from cowtree.images import snapshot as inside
 from cowtree.storage.contract import Access
 from cowtree.storage.file import LocalFiles
-from cowtree.storage.memory import MemoryFiles
-from tests.crash import Trial, assert_sound, guest_view, stop_everywhere
-from tests.qemu import assert_clean
-
-NEW = NewImage("new", "qcow2", 1 << 16, cluster_bits=9)
-KINDS = {
-    "empty": NEW,
-    "preallocated": NEW._replace(preallocation="metadata"),
-    "falloc": NEW._replace(preallocation="falloc"),
-    "full": NEW._replace(preallocation="full"),
-    "overlay": NEW._replace(backing_file="base", backing_format="raw"),
-    "data file": NEW._replace(data_file="data", preallocation="metadata"),
-    "raw": NewImage("new", "raw", 1 << 16, preallocation="full"),
-}
-BASE = b"base" * (1 << 14)
+from tests.crash import snapshot_views, write_more
+from tests.lab import Lab, Stops
+from tests.qemu import qemu_img
 
 
-def is_whole(files: MemoryFiles, new: NewImage) -> bool:
-    """Whether the new image is there; fails when it is there in part."""
-    layer = gate.open_layer(files, "new")
-    layer.close()
-    if layer.format != new.format or layer.size_bytes != new.size_bytes:
-        return False
-    if new.format == "qcow2":
-        assert_sound(files, "new", is_done=True)
-    assert guest_view(files, "new") == (BASE if new.backing_file else bytes(1 << 16))
-    return True
+@pytest.fixture
+def lab(tmp_path):
+    return Lab(tmp_path / "lab", disk_count=3)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("old", [None, b"an old image"], ids=["new", "replaced"])
-def test_a_stop_anywhere_leaves_the_old_file_or_the_new_one(kind: str, old: bytes | None):
-    new = KINDS[kind]
-    initial = {"base": BASE} | ({"new": old} if old else {})
-
-    def check(files: MemoryFiles, is_done: bool) -> None:
-        names = files.snapshot()
-        assert names["base"] == BASE
-        if is_done:
-            assert set(names) == {"base", "new"} | ({"data"} if new.data_file else set())
-        if is_done or names.get("new", old) != old:
-            assert is_whole(files, new)
-
-    stop_everywhere(Trial(initial, lambda files: create(files, new), check))
+def test_an_external_snapshot_freezes_every_disk_and_goes_on_in_an_overlay(lab):
+    before = lab.view().disks
+    lab.take("first")
+    assert [Path(path).name for path in lab.sources().values()] == ["disk0.first", "disk1.first", "disk2.first"]
+    lab.write("vda", {0: b"later"})
+    now = lab.view()
+    assert now.snapshots == {"first": before}
+    assert now.disks["vda"][:5] == b"later"
+    for path in lab.sources().values():
+        qemu_img("check", "-q", path)
 
 
-def test_a_failure_leaves_nothing_behind(tmp_path: Path):
-    with pytest.raises(StorageFailed), new_file(LocalFiles(), str(tmp_path / "new"), 0o600) as file:
-        file.pwrite(-1, b"x")
-    assert os.listdir(tmp_path) == []
+def test_an_internal_snapshot_lies_in_every_disk(lab):
+    lab.take("inner", is_disk_only=False)
+    with lab.host() as host:
+        held = snapshots.disks(host.catalog, 1)
+    assert [(each.mode, each.internal_id) for each in held] == [("internal", "1")] * 3
+    assert all("inner" in snapshot_views(LocalFiles(), path) for path in lab.sources().values())
 
 
-def test_a_leftover_is_taken_over(tmp_path: Path):
-    path = str(tmp_path / "new")
-    Path(temporary_name(path)).write_bytes(b"left by a run that was killed" * 10000)
-    create(LocalFiles(), NEW._replace(path=path))
-    assert os.listdir(tmp_path) == ["new"]
-    assert_clean(tmp_path / "new")
+def test_disks_may_take_part_differently(lab):
+    chosen = DiskRequest("vda", "internal"), DiskRequest("vdb", "no"), DiskRequest("vdc", None, str(lab.folder / "new"))
+    lab.take("mixed", *chosen)
+    assert [Path(path).name for path in lab.sources().values()] == ["disk0.qcow2", "disk1.qcow2", "new"]
 
 
-def test_permissions_are_exactly_those_that_were_asked_for(tmp_path: Path):
-    before = os.umask(0o077)
+def test_what_is_there_is_never_replaced(lab):
+    (lab.folder / "disk1.first").write_text("mine")
+    with pytest.raises(Refused, match="already exists and is not a block device"):
+        lab.take("first")
+    assert (lab.folder / "disk1.first").read_text() == "mine"
+    assert "disk0.first" not in lab.names()
+
+
+@pytest.mark.parametrize(
+    ("disks", "text"),
+    [
+        ([DiskRequest("vdz")], "no disk named 'vdz'"),
+        ([DiskRequest("vda"), DiskRequest("vda")], "specified twice"),
+        ([DiskRequest(f"vd{each}", "no") for each in "abc"], "no disk"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(lab, disks, text):
+    with pytest.raises((Refused, WrongUse), match=text):
+        lab.take("first", *disks)
+    assert lab.names() == {"disk0.qcow2", "disk1.qcow2", "disk2.qcow2"}
+
+
+def test_a_name_is_taken_once(lab):
+    lab.take("first")
+    with pytest.raises(Refused, match="domain moment first already exists"):
+        lab.take("first")
+
+
+def test_a_disk_that_somebody_writes_to_is_refused(lab):
+    held = LocalFiles().open(lab.sources()["vdb"], Access.WRITE)
     try:
-        for mode in (0o600, 0o644, 0o666):
-            create(LocalFiles(), NEW._replace(path=str(tmp_path / "new")), mode)
-            assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == mode
-            assert kept_mode(str(tmp_path / "new")) == mode
-        assert kept_mode(str(tmp_path / "other")) == 0o600
+        with pytest.raises(ImageLocked):
+            lab.take("first")
     finally:
-        os.umask(before)
+        held.close()
+    assert lab.names() == {"disk0.qcow2", "disk1.qcow2", "disk2.qcow2"}
 
 
-@pytest.mark.parametrize("access", [Access.READ, Access.WRITE])
-def test_a_file_in_use_is_not_replaced(access: str):
-    files = MemoryFiles({"new": b"old"})
-    holder = files.open("new", access)
-    with pytest.raises(ImageLocked):
-        create(files, NEW)
-    holder.close()
-    assert files.snapshot() == {"new": b"old"}
+def test_a_file_that_lies_on_something_else_is_not_reused(lab):
+    wrong = str(lab.folder / "wrong.qcow2")
+    qemu_img("create", "-q", "-f", "qcow2", "-b", lab.sources()["vdb"], "-F", "qcow2", wrong)
+    with pytest.raises(Refused, match=r"lies on .*disk1.qcow2, not on .*disk0.qcow2"):
+        lab.take("first", DiskRequest("vda", None, wrong), is_disk_only=True, reuses_external=True)
 
 
-def test_two_do_not_make_the_same_file_at_once(tmp_path: Path):
-    files, path = LocalFiles(), str(tmp_path / "new")
-    with new_file(files, path, 0o600), pytest.raises(ImageLocked):
-        create(files, NEW._replace(path=path))
-    assert (tmp_path / "new").read_bytes() == b""
+def test_an_internal_snapshot_that_nobody_knows_of_is_not_touched(lab):
+    inside.create(LocalFiles(), lab.sources()["vdc"], name="first")
+    with pytest.raises(Refused, match="cowtree knows nothing of"):
+        lab.take("first", is_disk_only=False)
+    assert "first" in snapshot_views(LocalFiles(), lab.sources()["vdc"])
 
 
-def test_a_replaced_file_is_held_until_the_end(tmp_path: Path):
-    files, path = LocalFiles(), str(tmp_path / "new")
-    (tmp_path / "new").touch()
-    with new_file(files, path, 0o600), pytest.raises(ImageLocked):
-        files.open(path, Access.READ)
-    files.open(path, Access.READ).close()
+@pytest.mark.parametrize("is_disk_only", [True, False], ids=["external", "internal"])
+def test_a_snapshot_that_is_killed_anywhere_is_there_whole_or_not_at_all(lab, tmp_path, monkeypatch, is_disk_only):
+    before, names = lab.view().disks, lab.names()
+    for where in Stops(
+        lab, tmp_path / "kept", lambda files: lab.take("first", files=files, is_disk_only=is_disk_only), monkeypatch
+    ).everywhere():
+        told = lab.settle()
+        now = lab.view()
+        assert now.disks == before, where
+        if "first" in now.snapshots:
+            assert len(now.snapshots["first"]) == 3 * is_disk_only, where
+            assert not told, where
+        else:
+            assert lab.names() == names, where
+            assert not any("first" in snapshot_views(LocalFiles(), path) for path in lab.sources().values()), where
+            lab.take("first", is_disk_only=is_disk_only)
+        assert lab.needed() == lab.names(), where
+        assert lab.settle() == [], where
 
 
-def test_only_files_are_replaced(tmp_path: Path):
-    (tmp_path / "folder").mkdir()
-    os.mkfifo(tmp_path / "pipe")
-    for name in (tmp_path / "folder", tmp_path / "pipe", Path("/dev/null")):
-        before = name.stat().st_mode
-        with pytest.raises((MissingImage, Refused)):
-            create(LocalFiles(), NEW._replace(path=str(name)))
-        assert name.stat().st_mode == before
-    with pytest.raises(StorageFailed):
-        create(LocalFiles(), NEW._replace(path=str(tmp_path / "nowhere/new")))
-    assert sorted(os.listdir(tmp_path)) == ["folder", "pipe"]
-
-
-def test_a_link_is_followed(tmp_path: Path):
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "link").symlink_to("sub/disk")
-    create(LocalFiles(), NEW._replace(path=str(tmp_path / "link")))
-    assert (tmp_path / "link").is_symlink()
-    assert os.listdir(tmp_path / "sub") == ["disk"]
-
-
-def test_the_longest_name_is_not_too_long(tmp_path: Path):
-    for name in ("n" * 255, "ü" * 127):
-        create(LocalFiles(), NEW._replace(path=str(tmp_path / name)))
-        assert os.listdir(tmp_path) == [name]
-        (tmp_path / name).unlink()
+def test_a_half_made_snapshot_that_was_written_to_is_kept_and_explained(lab, tmp_path, monkeypatch):
+    stops = Stops(lab, tmp_path / "kept", lambda files: lab.take("first", files=files), monkeypatch)
+    where = next(where for where in stops.everywhere() if "disk2.first" in where)
+    made = str(lab.folder / "disk0.first")
+    assert os.path.exists(made), where
+    write_more(LocalFiles(), made, {0: b"somebody's"})
+    assert "somebody has written to it" in "".join(lab.settle())
+    with pytest.raises(Refused, match="somebody has written to it"):
+        lab.take("second")
+    assert os.path.exists(made)

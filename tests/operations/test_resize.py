@@ -1,60 +1,68 @@
-"""Disks of random images beside a plain model: cut, or filled with zeroes, whatever came before."""
-
-import random
-from pathlib import Path
+"""Resizing disks: what was there is there still, and nobody else sees another disk."""
 
 import pytest
 
-from cowtree.chain.view import open_chain
-from cowtree.errors import Refused
-from cowtree.operations.resize import resize
-from cowtree.storage.contract import Access, FileSystem
-from cowtree.storage.file import LocalFiles
-from cowtree.storage.memory import MemoryFiles
-from tests.crash import assert_sound, guest_view, snapshot_views
-from tests.qemu import SECTOR, qemu_img, random_chain
-
-STEP_COUNT = 6
+from cowtree.errors import Refused, WrongUse
+from cowtree.operations.resize import blockresize
+from tests.lab import DISK_BYTES, Lab, Stops
+from tests.qemu import assert_clean
 
 
-def do(files: FileSystem, path: str, size_bytes: int, preallocation: str = "off") -> None:
-    """Resize an image."""
-    chain = open_chain(files, path, None, Access.WRITE)
-    try:
-        resize(chain, size_bytes, preallocation)
-    finally:
-        chain.close()
+@pytest.fixture
+def lab(tmp_path):
+    return Lab(tmp_path / "lab")
 
 
-@pytest.mark.soak
+def run(lab, size_bytes, word="vda", files=None, *, shrinks=False):
+    with lab.at_work(files) as (host, found):
+        blockresize(host, found, word, size_bytes, shrinks=shrinks)
+
+
+def test_a_disk_grows_to_whole_sectors_and_its_snapshots_stay_as_they_are(lab):
+    lab.take("one")
+    before = lab.view()
+    run(lab, 2 * DISK_BYTES - 100)
+    found = lab.view()
+    assert found.disks["vda"] == before.disks["vda"] + bytes(DISK_BYTES)
+    assert found.snapshots == before.snapshots
+    assert_clean(lab.folder / "disk0.one")
+    assert lab.settle() == []
+
+
+def test_a_disk_shrinks_only_when_that_is_meant(lab):
+    before = lab.view().disks["vda"]
+    with pytest.raises(Refused, match="would be lost"):
+        run(lab, DISK_BYTES // 2)
+    assert lab.view().disks["vda"] == before
+    run(lab, DISK_BYTES // 2, shrinks=True)
+    assert lab.view().disks["vda"] == before[: DISK_BYTES // 2]
+
+
+def test_what_others_rely_on_and_what_is_not_there_is_refused(lab):
+    lab.take("one")
+    before = lab.view()
+    with pytest.raises(Refused, match="is not the active image"):
+        run(lab, 2 * DISK_BYTES, "vda[2]")
+    with pytest.raises(WrongUse, match="disk 'vdz' not found in domain"):
+        run(lab, 2 * DISK_BYTES, "vdz")
+    with pytest.raises(WrongUse, match="cannot have 0 bytes"):
+        run(lab, 0)
+    from tests.qemu import qemu_img  # noqa: PLC0415
+
+    qemu_img(
+        *("create", "-q", "-f", "qcow2", "-b", lab.folder / "disk0.one", "-F", "qcow2", lab.folder / "sibling.qcow2")
+    )
+    with pytest.raises(Refused, match="relies on"):
+        run(lab, 2 * DISK_BYTES)
+    assert lab.view() == before
+
+
 @pytest.mark.slow
-def test_random_disks_follow_the_model(tmp_path: Path, seed: int):
-    choose, chain, files = random.Random(seed), random_chain(tmp_path, seed, 2), LocalFiles()
-    top, is_raw = str(chain.top), chain.formats[-1] == "raw"
-    content = guest_view(files, top)
-    kept = {} if is_raw else snapshot_views(files, top)
-    can_hide = is_raw or chain.top.read_bytes()[7] > 2
-    for _ in range(STEP_COUNT):
-        size = SECTOR * choose.randint(1, 2 * len(content) // SECTOR + 1)
-        how = choose.choice(["off", "metadata", "falloc", "full"][0 if can_hide and not is_raw else 2 :])
-        if kept and not can_hide:
-            with pytest.raises(Refused):
-                do(files, top, size)
-            continue
-        do(files, top, size, how if size > len(content) else "off")
-        content = content[:size].ljust(size, b"\0")
-        assert guest_view(files, top) == content
-        if not is_raw:
-            assert snapshot_views(files, top) == kept
-            assert_sound(files, top, is_done=True)
-
-
-def test_a_second_time_changes_nothing(tmp_path: Path):
-    path = tmp_path / "image"
-    qemu_img("create", "-q", "-f", "qcow2", path, "1M")
-    files = MemoryFiles({"image": path.read_bytes()})
-    for size in (1 << 24, 1 << 18):
-        do(files, "image", size)
-        before = files.content("image")
-        do(files, "image", size)
-        assert files.content("image") == before
+def test_stopped_anywhere_the_next_command_completes_it(lab, tmp_path, monkeypatch):
+    before = lab.view().disks["vda"]
+    stops = Stops(lab, tmp_path / "kept", lambda files: run(lab, 2 * DISK_BYTES, files=files), monkeypatch)
+    for where in stops.everywhere():
+        lab.settle()
+        assert lab.settle() == [], where
+        assert lab.view().disks["vda"] in (before, before + bytes(DISK_BYTES)), where
+        assert_clean(lab.folder / "disk0.qcow2")

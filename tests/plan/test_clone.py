@@ -1,10 +1,12 @@
 """Parting a move: what is whole blocks here and there is shared, and every byte still goes where it shall."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from cowtree import extents as ex
-from cowtree.plan.clone import PIECE_BYTES_MIN, is_long, split
+from cowtree.plan.clone import CUT_BYTES, PIECE_BYTES_MIN, Sharing, is_long, split, sure
 from cowtree.steps import Move, by_target
 
 BLOCK, LONG = 4096, PIECE_BYTES_MIN
@@ -92,3 +94,43 @@ def test_every_byte_goes_where_it_should(seed: int):
     for offset in (cloned.target_offset, cloned.source.host_offset, cloned.source.length):
         assert (offset % unit == 0).all()
     assert (cloned.source.host_offset + cloned.source.length <= end_bytes[cloned.source.layer]).all()
+
+
+def surely(*pieces: tuple[int, int, int], block_bytes: int = BLOCK) -> list[tuple[int, int]]:
+    """The guest's ranges that are surely cloned of pieces of data (guest and target offset, host offset, length)."""
+    parts = [ex.single(at, at + length, ex.DATA, host_offset=host) for at, host, length in pieces]
+    move = Move(ex.concatenate(parts), np.array([at for at, _, _ in pieces], np.int64))
+    found = sure(move, Sharing(np.array([block_bytes]), np.array([FAR])))
+    return list(zip(found.start.tolist(), found.stop.tolist(), strict=True))
+
+
+def test_what_is_cloned_in_any_parts_is_surely_cloned():
+    assert surely((512, 512, CUT_BYTES)) == [(BLOCK, CUT_BYTES)]
+    assert surely((0, 0, 3 * CUT_BYTES + LONG)) == [(0, 3 * CUT_BYTES + LONG)]
+    # Long enough as a whole, but neither side of where it may be cut.
+    assert surely((CUT_BYTES - LONG // 2, 0, LONG)) == []
+    assert surely((0, 0, CUT_BYTES), block_bytes=0) == []
+    assert surely((0, 512, CUT_BYTES)) == []
+
+
+@pytest.mark.soak
+def test_a_move_that_is_cut_anywhere_it_may_be_clones_what_is_sure(seed: int):
+    random = np.random.default_rng(seed)
+    start = np.cumsum(random.integers(0, 4, 6) * LONG + random.integers(0, 9, 6) * 512)
+    length = random.integers(1, 3 * CUT_BYTES // 512, 6) * 512
+    start[1:] += np.cumsum(length)[:-1]
+    pieces = list(zip(start.tolist(), (start % BLOCK).tolist(), length.tolist(), strict=True))
+    cuts = [each for each in range(0, int(start[-1] + length[-1]) + CUT_BYTES, CUT_BYTES) if random.random() < 0.5]
+    cloned: list[tuple[int, int]] = []
+    for first, host, count in pieces:
+        edges = [first, *(each for each in cuts if first < each < first + count), first + count]
+        for low, high in pairwise(edges):
+            part = Move(ex.single(low, high, ex.DATA, host_offset=host + low - first), np.array([low], np.int64))
+            whole, _ = split(part, np.array([BLOCK]), np.array([FAR]))
+            cloned += zip(whole.source.start.tolist(), whole.source.stop.tolist(), strict=True)
+    assert all(any(low <= start and stop <= high for low, high in joined(cloned)) for start, stop in surely(*pieces))
+
+
+def joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    found = ex.merge_ranges(ex.Ranges(*(np.array(each, np.int64) for each in zip(*ranges, strict=True))))
+    return list(zip(found.start.tolist(), found.stop.tolist(), strict=True))

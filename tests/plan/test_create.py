@@ -10,8 +10,8 @@ from cowtree.chain.view import Chain, open_chain, resolve
 from cowtree.errors import WrongUse
 from cowtree.execute.run import run
 from cowtree.extents import ALLOCATED, DATA
+from cowtree.images.check import check
 from cowtree.monitor import Silent
-from cowtree.operations.check import check
 from cowtree.plan.create import FALLOC, FULL, METADATA, PREALLOCATIONS, NewImage, create_steps, raw_steps
 from cowtree.qcow2.header import ZSTD
 from cowtree.steps import Allocate, Truncate, Write

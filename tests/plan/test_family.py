@@ -123,3 +123,28 @@ def test_a_disk_is_as_large_as_the_top_s_unless_somebody_lies_on_it_who_saw_more
     smaller = Family((members[0], members[1]._replace(size_bytes=4), members[2]))
     assert smaller.result(Merge((1, 0), 0, 0)).size_bytes == 10
     assert smaller.result(Merge((1, 0), 1, 1)).size_bytes == 4
+
+
+def with_data(text: str, holder: str, data: str) -> Family:
+    """The same family, where one image is the external data file of another one."""
+    found = family(text)
+    order = [member.path for member in found.members]
+    members = list(found.members)
+    members[order.index(holder)] = members[order.index(holder)]._replace(data=order.index(data))
+    return Family(tuple(members))
+
+
+@pytest.mark.parametrize(
+    ("act", "beside"),
+    # A<B<C, where D is the data file of B, and R lies on D.
+    [("CB>B", "R"), ("CB>C", ""), ("BA>A", ""), ("BA>B", "R"), ("RD>D", "B"), ("RD>R", "")],
+)
+def test_a_data_file_changes_with_its_image_and_an_image_with_its_data_file(act: str, beside: str):
+    found = with_data("A<B<C D<R", "B", "D")
+    assert names(found, found.in_the_way(merge(found, act))) == beside
+
+
+def test_a_data_file_is_needed_as_long_as_its_image_is():
+    found = with_data("A<B D<R", "B", "D")
+    assert found.left_over(merge(found, "RD>R")) == ()
+    assert names(family("A<B D<R"), family("A<B D<R").left_over(merge(found, "RD>R"))) == "D"

@@ -3,6 +3,7 @@
 Drawings as in test_family.py.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,8 +30,8 @@ def refused(found: Family, *acts: str, forced: str = "", kept: str = "") -> Refu
 
 def changed(found: Family, name: str, **changes: Any) -> Family:
     """The family with one member that is otherwise."""
-    return found._replace(
-        members=tuple(each._replace(**changes) if each.path == name else each for each in found.members)
+    return replace(
+        found, members=tuple(each._replace(**changes) if each.path == name else each for each in found.members)
     )
 
 

@@ -285,3 +285,12 @@ def test_a_chain_that_cannot_be_shortened_says_why():
     now = family(None, 0, at_0=Member("image-0", "qcow2", 100, None, 0, "it is damaged"))
     with pytest.raises(Refused, match="image-0: it is damaged"):
         strategy.choose(now, list(strategy.shorten(now, 1, 1, free)), free)
+
+
+def test_who_lies_on_a_data_file_that_changes_takes_it_over_first():
+    members = [Member(name, "qcow2", 1, parent) for name, parent in zip("ABDR", (None, 0, None, 2), strict=True)]
+    members[1] = members[1]._replace(data=2)
+    act = Merge((1, 0), 1, 1)
+    assert strategy.with_dependants(Family(tuple(members)), (act,)) == (Merge((3, 2), 3, 3), act)
+    # Nothing saves an image whose own data file changes.
+    assert strategy.with_dependants(Family(tuple(members)), (Merge((3, 2), 2, 2),)) == (Merge((3, 2), 2, 2),)

@@ -5,7 +5,7 @@ import pytest
 
 from cowtree.chain import gate, load
 from cowtree.errors import Refused
-from cowtree.operations.create import create
+from cowtree.images.create import create
 from cowtree.plan.create import NewImage
 from cowtree.qcow2.allocate import allocate, allocate_run
 from cowtree.qcow2.image import Slice, no_slice

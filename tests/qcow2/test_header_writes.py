@@ -12,7 +12,7 @@ import pytest
 
 from cowtree.chain import gate, load
 from cowtree.errors import Refused
-from cowtree.operations.create import create
+from cowtree.images.create import create
 from cowtree.plan.create import NewImage
 from cowtree.qcow2 import header as qcow2
 from cowtree.qcow2.header import Extension, Header

@@ -3,7 +3,8 @@
 - Every change is one transaction, durable when the call returns. A process that is killed leaves the state before it or
   after it; several processes wait for each other.
 - Nothing that is true of an image is only here: chains are read from the images each time. A catalogue that is lost
-  costs the names of pools and the history of merges.
+  costs the names of pools, the history of merges, policies, and what domains have beside disks; snapshots can be found
+  again, for overlays tell of them.
 - Whatever SQLite says becomes `CatalogError` with the path.
 """
 
@@ -12,7 +13,7 @@ import re
 import sqlite3
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
@@ -97,15 +98,16 @@ def _refuse_other_files(path: str) -> None:
     with open(path, "rb") as file:
         data = file.read(len(_HEADER))
     if data not in (b"", _HEADER):
-        raise CatalogError(path=path, reason="it is not a catalogue, or it is damaged", hint=_HINT_DAMAGED)
+        raise CatalogError(path=path, reason="it is not a catalogue, or it is damaged", hint=HINT_DAMAGED)
 
 
-_HINT_DAMAGED: Final = "move {path} away, and add the pools again; no image suffers from that"
+HINT_DAMAGED: Final = "name the right file; or cowtree catalog rebuild FOLDER, which moves it aside and makes a new one"
 
 
 def _prepare(path: str) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=WAIT_S, isolation_level=None)
     try:
+        connection.execute("PRAGMA foreign_keys = ON")
         # What a file from elsewhere says of its tables must not call anything.
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA synchronous = FULL")
@@ -183,7 +185,7 @@ def _failing(path: str) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         raise CatalogError(path=path, reason=str(error)) from error
     except sqlite3.DatabaseError as error:
-        raise CatalogError(path=path, reason=str(error), hint=_HINT_DAMAGED) from error
+        raise CatalogError(path=path, reason=str(error), hint=HINT_DAMAGED) from error
     except OSError as error:
         raise CatalogError(path=path, reason=str(error.strerror)) from error
 
@@ -208,23 +210,23 @@ class Catalog:
 
     def pools(self) -> list[str]:
         """The folders that are searched when nobody names one, sorted."""
-        return [os.fsdecode(path) for (path,) in self._read("SELECT path FROM pool ORDER BY path")]
+        return [os.fsdecode(path) for (path,) in self.read("SELECT path FROM pool ORDER BY path")]
 
     def add_pool(self, path: str) -> bool:
         """Remember a folder. Returns: whether it was new."""
-        return self._change("INSERT OR IGNORE INTO pool VALUES (?)", os.fsencode(path)) > 0
+        return self.change("INSERT OR IGNORE INTO pool VALUES (?)", os.fsencode(path)) > 0
 
     def remove_pool(self, path: str) -> bool:
         """Forget a folder. Returns: whether it was known."""
-        return self._change("DELETE FROM pool WHERE path = ?", os.fsencode(path)) > 0
+        return self.change("DELETE FROM pool WHERE path = ?", os.fsencode(path)) > 0
 
     def remember_base(self, overlay: Identity, link: bytes, record: bytes) -> None:
         """Keep what is known of an overlay's base, in place of what was known before."""
-        self._change("INSERT OR REPLACE INTO base VALUES (?, ?, ?)", _key(overlay), link, record)
+        self.change("INSERT OR REPLACE INTO base VALUES (?, ?, ?)", _key(overlay), link, record)
 
     def recall_base(self, overlay: Identity, link: bytes) -> bytes | None:
         """What is known of an overlay's base, when that was noted for this link."""
-        found = self._read("SELECT record FROM base WHERE overlay = ? AND link = ?", _key(overlay), link)
+        found = self.read("SELECT record FROM base WHERE overlay = ? AND link = ?", _key(overlay), link)
         return bytes(found[0][0]) if found else None
 
     def begin_merge(self, plan: str) -> int:
@@ -236,27 +238,52 @@ class Catalog:
     def finish_merge(self, number: int, plan: str | None = None) -> None:
         """Note that a merge is done, and what is known of it then."""
         words = "UPDATE merge SET finished_ns = ?, plan = coalesce(?, plan) WHERE id = ?"
-        self._change(words, self._clock(), plan, number)
+        self.change(words, self._clock(), plan, number)
 
     def mark_undone(self, number: int) -> None:
         """Note that a merge was undone."""
-        self._change("UPDATE merge SET undone_ns = ? WHERE id = ?", self._clock(), number)
+        self.change("UPDATE merge SET undone_ns = ? WHERE id = ?", self._clock(), number)
 
     def merges(self) -> list[Merge]:
         """All merges that were not undone, the one first that was begun last."""
         columns = ", ".join(Merge._fields)
         return [
-            Merge(*row) for row in self._read(f"SELECT {columns} FROM merge WHERE undone_ns IS NULL ORDER BY id DESC")
+            Merge(*row) for row in self.read(f"SELECT {columns} FROM merge WHERE undone_ns IS NULL ORDER BY id DESC")
         ]
 
-    def _read(self, words: str, *values: object) -> list[tuple[Any, ...]]:
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Let all changes within be one: when this ends well they are all durable, else none was made. Within another
+        one it is a part of that.
+        """
+        if self._connection.in_transaction:
+            yield
+            return
+        with _failing(self.path), _transaction(self._connection):
+            yield
+
+    def read(self, words: str, *values: object) -> list[tuple[Any, ...]]:
+        """All rows that a statement finds; for the modules beside this one."""
         with _failing(self.path):
             return self._connection.execute(words, values).fetchall()
 
-    def _change(self, words: str, *values: object) -> int:
-        """Run one statement as one transaction. Returns: how many rows it changed."""
-        with _failing(self.path), _transaction(self._connection):
-            return self._connection.execute(words, values).rowcount
+    def change(self, words: str, *values: object) -> int:
+        """Run one statement, as a transaction of its own unless others are made `together`. Returns: how many rows it
+        changed. For the modules beside this one.
+        """
+        return self._run(words, values).rowcount
+
+    def add(self, words: str, *values: object) -> int:
+        """The same for a row that is added. Returns: its number."""
+        return int(self._run(words, values).lastrowid or 0)
+
+    def now_ns(self) -> int:
+        """The time, as the catalogue tells it."""
+        return self._clock()
+
+    def _run(self, words: str, values: Sequence[object]) -> sqlite3.Cursor:
+        with self.together(), _failing(self.path):
+            return self._connection.execute(words, values)
 
 
 def _key(identity: Identity) -> str:

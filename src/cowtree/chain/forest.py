@@ -24,7 +24,8 @@ class Node(NamedTuple):
     """One image. None stands for what cannot be known. `backing` is the name and the format that the image declares,
     `parent` the index of the node that this means. A leaf backs nothing. A node is whole when it and all that it needs
     is there and sound; its `problem` is only what is wrong with itself. `use` is what others did with it when it was
-    looked at: `Use.READ`, `Use.WRITTEN`, or None when nobody had it open.
+    looked at: `Use.READ`, `Use.WRITTEN`, or None when nobody had it open. `data_file` is the path of its external data
+    file; `data` the index of that, where it is a node because another image reads it.
     """
 
     path: str
@@ -41,6 +42,8 @@ class Node(NamedTuple):
     problem: CowtreeError | None = None
     notes: tuple[str, ...] = ()
     use: str | None = None
+    data: int | None = None
+    data_file: str | None = None
 
 
 class Forest(NamedTuple):
@@ -100,7 +103,8 @@ def survey(files: FileSystem, places: Sequence[str], bounds: Bounds = BOUNDS) ->
     given = keys_of(search, search.given)
     while given:
         family = sorted((key for key in graph.related(given) if not isinstance(key, str)), key=graph.order)
-        if not search.look_around(os.path.dirname(graph.paths[key]) for key in family):
+        data = (path for key in family if (path := search.found[key].data_path))
+        if not search.look_around(map(os.path.dirname, [*(graph.paths[key] for key in family), *data])):
             break
         graph = connect(search)
     return _grow(search, graph, graph.related([*given, *_images_below(search)]))
@@ -134,6 +138,7 @@ def _grow(search: Search, graph: Graph, keys: set[Key]) -> Forest:
     pending = [Spot(key) for key in sorted(roots, key=graph.order, reverse=True)]
     nodes: list[Node] = []
     children: list[list[int]] = []
+    places: dict[Key, int] = {}
     is_deep_told = False
     while pending:
         spot = pending.pop()
@@ -154,8 +159,12 @@ def _grow(search: Search, graph: Graph, keys: set[Key]) -> Forest:
                 is_end = node.format == QCOW2 and graph.edges[key].format == RAW
                 below = (1, True) if is_end else (layer_count, is_sound)
                 pending.append(Spot(key, len(nodes), spot.depth + 1, *below))
+        places[spot.key] = len(nodes)
         nodes.append(node._replace(is_whole=is_sound))
         children.append([])
+    for key, data_key in graph.data.items():
+        if key in places and data_key in places:
+            nodes[places[key]] = nodes[places[key]]._replace(data=places[data_key])
     unread = tuple(sorted(_unread(search, graph)))
     return Forest(tuple(nodes), tuple(map(tuple, children)), tuple(search.looked), tuple(search.unseen), unread)
 
@@ -187,6 +196,7 @@ def _node(search: Search, graph: Graph, spot: Spot) -> Node:
         problem=None if is_only_raw else found.problem or (edge.problem if edge else None),
         notes=tuple(_notes(search, graph, found, size_bytes)),
         use=found.use,
+        data_file=None if is_only_raw else found.data_path,
     )
 
 

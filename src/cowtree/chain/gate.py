@@ -12,7 +12,7 @@ The standard library only, for `img info` passes through here.
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cowtree.chain.address import (
     Address,
@@ -44,6 +44,9 @@ from cowtree.storage.encrypted import EncryptedFile, EncryptedVolume, SectorCiph
 from cowtree.storage.part import Part
 from cowtree.units import SECTOR_BYTES
 
+if TYPE_CHECKING:
+    from cowtree.extents import Known
+
 LAYER_COUNT_MAX = 256
 HEADER_BYTES = 4096
 RAW, QCOW2, LUKS = "raw", "qcow2", "luks"
@@ -56,6 +59,7 @@ class Layer(NamedTuple):
     images are joined one behind the other. `volume` says how guest data is encrypted, and nobody can read it before
     `is_unlocked`. The old way of encryption goes by guest offsets: `guest_cipher`. `address` is how it was called.
     With `salvage` what cannot be read is zeroes: it is told the offset of each such sector of the disk, and why.
+    `known` is what its tables say when they were read before.
     """
 
     path: str
@@ -71,6 +75,7 @@ class Layer(NamedTuple):
     is_unlocked: bool = False
     address: Address | None = None
     salvage: Callable[[int, str], None] | None = None
+    known: "Known | None" = None
 
     @property
     def name(self) -> str:

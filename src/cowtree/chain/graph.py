@@ -7,6 +7,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from cowtree.chain.address import WHOLE, Address, has_protocol, parse
@@ -32,13 +33,16 @@ class Edge(NamedTuple):
 
 class Graph(NamedTuple):
     """For each file the name under which it is known best, what it says of its backing file, and what it backs.
-    `raw` are the files that all their overlays declare raw.
+    `raw` are the files that all their overlays declare raw. `data` are the external data files of images, and `holders`
+    the images that name it, where there are several, or another image lies on the data file.
     """
 
     paths: Mapping[Key, str]
     edges: Mapping[Key, Edge]
     overlays: Mapping[Key, tuple[Key, ...]]
     raw: frozenset[Key]
+    data: Mapping[Key, Key] = MappingProxyType({})
+    holders: Mapping[Key, tuple[Key, ...]] = MappingProxyType({})
 
     def order(self, key: Key) -> tuple[tuple[int | str, ...], str]:
         """Sorts names as people do: Snap-2 before Snap-10."""
@@ -61,16 +65,21 @@ class Graph(NamedTuple):
         return reached
 
     def related(self, keys: Iterable[Key]) -> set[Key]:
-        """The whole families of these files: what they need, and all that hangs on any of it."""
-        bases: set[Key] = set()
+        """The whole families of these files: what they need, and all that hangs on any of it. An image is of one family
+        with those that lie on its data file, or have the same one.
+        """
+        reached: set[Key] = set()
         pending = list(keys)
         while pending:
             key = pending.pop()
-            if key not in bases:
-                bases.add(key)
-                parent = self.parent(key)
+            if key not in reached:
+                reached.add(key)
+                parent, data = self.parent(key), self.data.get(key, key)
                 pending += [] if parent is None else [parent]
-        return self.hanging(bases)
+                # Nobody may have looked at the data file itself yet.
+                pending += [data] if data in self.paths else []
+                pending += (*self.overlays.get(key, ()), *self.holders.get(data, ()))
+        return reached
 
     def loops(self, keys: set[Key]) -> set[Key]:
         """The first image, by name, of each loop among these whole families."""
@@ -109,7 +118,17 @@ def connect(search: Search) -> Graph:
         parent = graph.parent(key)
         if parent is not None:
             overlays[parent].append(key)
-    return graph._replace(overlays={key: tuple(found) for key, found in overlays.items()})
+    holders: dict[Key, list[Key]] = defaultdict(list)
+    for key, found in search.found.items():
+        if found.data is not None and key not in raw:
+            holders[found.data].append(key)
+    shared = {key: each for key, each in holders.items() if key in overlays or len(each) > 1}
+    data = {each: key for key, held in shared.items() for each in held}
+    return graph._replace(overlays=_frozen(overlays), data=data, holders=_frozen(shared))
+
+
+def _frozen(lists: Mapping[Key, list[Key]]) -> dict[Key, tuple[Key, ...]]:
+    return {key: tuple(found) for key, found in lists.items()}
 
 
 def _best_name(search: Search, names: list[str]) -> str:

@@ -62,8 +62,8 @@ class Unseen(NamedTuple):
 
 class Found(NamedTuple):
     """One file. `size_bytes` is where it ends, None when that is not known; `own_size_bytes` is what it takes on
-    disk, with its external data file. A file without the magic number has no header, and may be raw. `use` is what
-    others do with it at this moment.
+    disk, with its external data file, which is `data` and lies at `data_path`. A file without the magic number has no
+    header, and may be raw. `use` is what others do with it at this moment.
     """
 
     identity: Identity
@@ -73,6 +73,7 @@ class Found(NamedTuple):
     is_device: bool = False
     header: Header | None = None
     data: Identity | None = None
+    data_path: str | None = None
     problem: CowtreeError | None = None
     use: str | None = None
     mtime_ns: int = 0
@@ -277,7 +278,7 @@ def _with_header(files: FileSystem, found: Found, path: str, header: Header) -> 
         return found._replace(problem=MissingImage(path=path, reason=reason, hint=hint))
     except OSError as error:
         return found._replace(problem=MissingImage(path=data_path, reason=error.strerror))
-    return found._replace(data=data, own_size_bytes=own)
+    return found._replace(data=data, data_path=data_path, own_size_bytes=own)
 
 
 def _kind(entry: os.DirEntry[str]) -> int:

@@ -6,6 +6,7 @@ short layer, for these zeroes hide what lies below it.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -14,9 +15,9 @@ from cowtree import extents as ex
 from cowtree.chain import gate, load
 from cowtree.chain.gate import Layer
 from cowtree.errors import BrokenTable, ChainError, Refused, StorageFailed
-from cowtree.extents import Extents, Offsets, Ranges
+from cowtree.extents import Extents, Known, Offsets, Ranges
 from cowtree.qcow2 import tables
-from cowtree.qcow2.geometry import SUBCLUSTER_COUNT
+from cowtree.qcow2.geometry import SUBCLUSTER_COUNT, round_up
 from cowtree.qcow2.image import Image
 from cowtree.storage.contract import Access, FileSystem
 from cowtree.units import SECTOR_BYTES
@@ -114,6 +115,8 @@ def layer_extents(chain: Chain, index: int, start: int, stop: int) -> Extents:
     stop = min(stop, layer.size_bytes)
     if stop <= start:
         return ex.empty()
+    if layer.known is not None and stop <= layer.known.stop:
+        return ex.clip(layer.known.extents, start, stop).on_layer(index)
     try:
         found = _raw_extents(layer, start, stop) if image is None else _table_extents(layer, image, start, stop)
     except (StorageFailed, BrokenTable):
@@ -123,6 +126,23 @@ def layer_extents(chain: Chain, index: int, start: int, stop: int) -> Extents:
             return ex.single(start, stop, ex.DATA, layer=index, host_offset=start)
         found = _salvaged_extents(layer, image, start, stop)
     return ex.clip(found, start, stop).on_layer(index)
+
+
+def read_known(layer: Layer, image: Image | None, count_max: int) -> Known | None:
+    """Read all tables of a layer once, so that nobody has to again who asks what it holds; None when these are more
+    extents than `count_max`.
+    Raises: BrokenTable when an entry breaks a rule.
+    """
+    stop = layer.size_bytes if image is None else round_up(layer.size_bytes, ALIGNMENT_BYTES)
+    step = RAW_WINDOW_BYTES if image is None else ENTRIES_PER_WINDOW << image.header.cluster_bits
+    whole = Chain((layer._replace(size_bytes=stop),), (image,))
+    borders = [*range(0, stop, step), stop]
+    parts: list[Extents] = []
+    for first, last in pairwise(borders):
+        parts.append(ex.coalesce(layer_extents(whole, 0, first, last)))
+        if sum(len(each.start) for each in parts) > count_max:
+            return None
+    return Known(ex.coalesce(ex.concatenate(parts)), stop)
 
 
 def _table_extents(layer: Layer, image: Image, start: int, stop: int) -> Extents:
@@ -185,14 +205,17 @@ def resolve(chain: Chain, start: int, stop: int, *, first: int = 0, last: int | 
 
 def windows(chain: Chain, stop: int) -> Iterator[tuple[int, int]]:
     """Split the guest range [0, stop) so that each part touches about half a million L2 entries over all layers, or as
-    many subclusters, and would touch no more entries in any one layer that was full. Borders lie on cluster borders of
-    every layer.
+    many subclusters, and would touch no more entries in any one layer that was full; of layers that are known, as many
+    extents. Borders lie on cluster borders of every layer.
     """
     starts, weights, fixed = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for layer, image in zip(chain.layers, chain.images, strict=True):
         step = RAW_WINDOW_BYTES if image is None else ENTRIES_PER_WINDOW << image.header.cluster_bits
         fixed.append(np.arange(step, min(stop, layer.size_bytes), step))
-        if image is not None:
+        if layer.known is not None:
+            starts.append(layer.known.extents.start)
+            weights.append(np.ones(len(starts[-1]), np.int64))
+        elif image is not None:
             start, weight = _weigh(image)
             starts.append(start)
             weights.append(np.full(len(start), weight))

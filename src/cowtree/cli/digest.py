@@ -30,7 +30,7 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print one line per image: the digest, two spaces, the name as given."""
-    from cowtree.operations.digest import digest  # noqa: PLC0415  numpy is not needed to print help
+    from cowtree.images.digest import digest  # noqa: PLC0415  numpy is not needed to print help
     from cowtree.storage.file import LocalFiles  # noqa: PLC0415
 
     files, status = LocalFiles(), 0

@@ -66,8 +66,8 @@ def _guard(program: str, act: Callable[[], int]) -> int:
     except CowtreeError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return error.exit_status
-    except KeyboardInterrupt:
-        return _say_interrupted(program)
+    except KeyboardInterrupt as error:
+        return _say_interrupted(program, *error.args)
     except BrokenPipeError:
         _forget_output()
         return BROKEN_PIPE_STATUS
@@ -96,8 +96,8 @@ def _note_interrupts() -> list[int]:
     return pressed
 
 
-def _say_interrupted(program: str) -> int:
-    print(f"\n{program}: interrupted; run the same command again to complete it", file=sys.stderr)
+def _say_interrupted(program: str, told: str = "interrupted; run the same command again to complete it") -> int:
+    print(f"\n{program}: {told}", file=sys.stderr)
     return INTERRUPTED_STATUS
 
 

@@ -6,19 +6,23 @@ What is printed is what is run: the plan is made once, shown, and then carried o
 import argparse
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final
 
-from cowtree.cli import options, tree
+from cowtree.cli import guests, options, tree
 from cowtree.cli.progress import Bar
-from cowtree.cli.stop import stopping
+from cowtree.cli.stop import UNCHANGED, stopping
 from cowtree.cli.tree import printable
 from cowtree.errors import CowtreeError, WrongUse
 from cowtree.units import format_size
 
 if TYPE_CHECKING:
-    from cowtree.operations.halves import Half
-    from cowtree.operations.wish import Manner, Planned, Wish
+    from cowtree.images.halves import Half
+    from cowtree.images.speed import Estimate
+    from cowtree.images.wish import Manner, Planned, Wish
+    from cowtree.monitor import Monitor
+    from cowtree.operations.outside import Foreseen
     from cowtree.plan.family import Family, Merge
     from cowtree.storage.contract import FileSystem
 
@@ -98,7 +102,8 @@ def _add_terms(parser: argparse.ArgumentParser) -> None:
         "--atomic",
         action="store_true",
         help="write beside what is there and switch in one step, so that what is written to is whole at every moment, "
-        "too; it takes more space",
+        "too; it takes more space, begins anew after a stop, and does not write to images with an external data file, "
+        "or with bitmaps when the size changes",
     )
 
 
@@ -150,15 +155,16 @@ class Planning:
 
 def run(arguments: argparse.Namespace) -> int:
     """Plan, show the plan, and carry it out; or complete what the same words began."""
-    from cowtree.operations import halves  # noqa: PLC0415  help does without
-    from cowtree.operations.wish import make_plan  # noqa: PLC0415
+    from cowtree.images import halves  # noqa: PLC0415  help does without
+    from cowtree.images.wish import make_plan  # noqa: PLC0415
     from cowtree.storage.file import LocalFiles  # noqa: PLC0415
 
     files, wish, words = LocalFiles(), _wish(arguments), words_of(arguments)
     named = [os.path.dirname(os.path.abspath(name)) for name in (wish.image, wish.base) if name]
     if half := halves.find_same(words, [*named, *wish.pools]):
         return _complete(arguments, half)
-    planned = make_plan(files, wish)
+    with stopping(UNCHANGED):
+        planned = make_plan(files, wish)
     tree.tell_doubt(planned.forest)
     folders = {os.path.dirname(member.path) for member in planned.family.members}
     if half := halves.find_same(words, sorted(folders)):
@@ -168,34 +174,61 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _begin(arguments: argparse.Namespace, files: "FileSystem", planned: "Planned") -> int:
     """Show a plan, and carry it out if that is wanted."""
-    from cowtree.operations import halves  # noqa: PLC0415  help does without
-    from cowtree.operations.wish import grant, stale_bases  # noqa: PLC0415
+    from cowtree.images import halves, speed  # noqa: PLC0415  help does without
+    from cowtree.images.tally import Tally  # noqa: PLC0415
+    from cowtree.images.wish import grant, stale_bases  # noqa: PLC0415
 
     if planned.plan.acts:
         halves.refuse_begun(planned.family)
-    for error in stale_bases(files, planned):
-        tree.complain(str(error))
+    with stopping(UNCHANGED):
+        for error in stale_bases(files, planned):
+            tree.complain(str(error))
     is_dry = arguments.is_planning or arguments.dry_run
+    with stopping(UNCHANGED):
+        estimates = speed.estimate(planned, arguments.catalog)
     if arguments.output == "human":
-        for line in sentences(planned):
+        for line in sentences(planned, estimates):
             print(printable(line), flush=True)
-    moved_bytes = None
+    foreseen = _foresee(arguments, files, planned)
+    moved_bytes, tally = None, Tally(None)
     if not is_dry:
         with stopping(), Bar(arguments.act, is_wanted=arguments.progress) as monitor:
-            moved_bytes = grant(files, planned, words_of(arguments), _manner(arguments, monitor))
+            tally = Tally(monitor)
+            # A proof takes its own time, which says nothing of the next merge.
+            with nullcontext() if arguments.verify else speed.remembering(planned, arguments.catalog):
+                moved_bytes = grant(files, planned, words_of(arguments), _manner(arguments, tally, foreseen))
     if arguments.output == "json":
-        print(json.dumps({**describe(planned), "moved": moved_bytes}, indent=4))
+        done = {"moved": moved_bytes, "cloned": None if is_dry else tally.cloned_bytes}
+        print(json.dumps({**describe(planned, estimates), **done}, indent=4))
     elif not is_dry:
         proven = "; every leaf shows what it showed" if arguments.verify and planned.plan.acts else ""
-        print(f"moved {moved_bytes} bytes ({format_size(moved_bytes or 0)}){proven}")
+        print(f"{moved(moved_bytes or 0, tally.cloned_bytes)}{proven}")
     return 0
 
 
-def _manner(arguments: argparse.Namespace, monitor: Bar) -> "Manner":
-    from cowtree.operations.history import History  # noqa: PLC0415  help does without
-    from cowtree.operations.wish import Manner  # noqa: PLC0415
+def _foresee(arguments: argparse.Namespace, files: "FileSystem", planned: "Planned") -> "Foreseen | None":
+    """What the merge makes of guests' disks and snapshots; what these lose is told."""
+    foreseen, warnings = guests.foresee(arguments.catalog, files, planned)
+    for warning in warnings:
+        tree.complain(warning)
+    return foreseen
 
-    return Manner(arguments.verify, History(arguments.catalog, warn_of), monitor)
+
+def moved(moved_bytes: int, cloned_bytes: int) -> str:
+    """What was done, in one sentence."""
+    shared = f", {cloned_bytes} of them without copying" if cloned_bytes else ""
+    return f"moved {moved_bytes} bytes ({format_size(moved_bytes)}){shared}"
+
+
+def _manner(arguments: argparse.Namespace, monitor: "Monitor", foreseen: "Foreseen | None" = None) -> "Manner":
+    from cowtree.images.history import History  # noqa: PLC0415  help does without
+    from cowtree.images.wish import Manner  # noqa: PLC0415
+
+    def note() -> None:
+        if foreseen is not None:
+            guests.note(arguments.catalog, foreseen)
+
+    return Manner(arguments.verify, History(arguments.catalog, warn_of), monitor, note=note)
 
 
 def warn_of(error: CowtreeError) -> None:
@@ -205,26 +238,30 @@ def warn_of(error: CowtreeError) -> None:
 
 def _complete(arguments: argparse.Namespace, half: "Half") -> int:
     """Complete what the same words began, or say that they would."""
-    from cowtree.operations.wish import resume  # noqa: PLC0415  help does without
+    from cowtree.images.tally import Tally  # noqa: PLC0415
+    from cowtree.images.wish import resume  # noqa: PLC0415  help does without
     from cowtree.storage.file import LocalFiles  # noqa: PLC0415
 
     is_dry, is_json = arguments.is_planning or arguments.dry_run, arguments.output == "json"
     if not is_json:
         print(f"this merge was begun and is not done: it {'would be' if is_dry else 'is'} completed", flush=True)
-    moved_bytes = None
+    moved_bytes, tally = None, Tally(None)
     if not is_dry:
         with stopping(), Bar(arguments.act, is_wanted=arguments.progress) as monitor:
-            moved_bytes = resume(LocalFiles(), half.path, _manner(arguments, monitor))
+            tally = Tally(monitor)
+            foreseen = guests.foresee_rest(arguments.catalog, half.path)
+            moved_bytes = resume(LocalFiles(), half.path, _manner(arguments, tally, foreseen))
     if is_json:
-        print(json.dumps({"verb": arguments.act, "begun": half.path, "moved": moved_bytes}, indent=4))
+        done = {"moved": moved_bytes, "cloned": None if is_dry else tally.cloned_bytes}
+        print(json.dumps({"verb": arguments.act, "begun": half.path, **done}, indent=4))
     elif not is_dry:
-        print(f"moved {moved_bytes} bytes ({format_size(moved_bytes or 0)})")
+        print(moved(moved_bytes or 0, tally.cloned_bytes))
     return 0
 
 
 def _wish(arguments: argparse.Namespace) -> "Wish":
-    from cowtree.operations import order  # noqa: PLC0415
-    from cowtree.operations.wish import Wish  # noqa: PLC0415
+    from cowtree.images import order  # noqa: PLC0415
+    from cowtree.images.wish import Wish  # noqa: PLC0415
 
     pools = tree.find_pools(arguments.catalog)
     if arguments.force and arguments.with_dependants:
@@ -255,22 +292,31 @@ def words_of(arguments: argparse.Namespace) -> list[str]:
     return words
 
 
-def sentences(planned: "Planned") -> Iterator[str]:
+def sentences(planned: "Planned", estimates: Sequence["Estimate | None"]) -> Iterator[str]:
     """The plan for people: a table, and what becomes of whom."""
     family, plan = planned.family, planned.plan
     if not plan.acts:
         yield "nothing needs to be done"
         return
-    rows: list[tuple[str, ...]] = [("", "reads", "writes", "new space", "tables")]
+    rows: list[tuple[str, ...]] = [("", "reads", "writes", "clones", "new space", "tables", "takes")]
     now = family
-    for act, cost in zip(plan.acts, plan.costs, strict=True):
-        sizes = [cost.read_bytes, cost.moved_bytes, cost.new_bytes]
-        rows.append((title(now, act), *map(format_size, sizes), str(cost.table_count)))
+    for act, cost, estimate in zip(plan.acts, plan.costs, estimates, strict=True):
+        sizes = [cost.read_bytes, cost.copied_bytes, cost.cloned_bytes, cost.new_bytes]
+        rows.append((title(now, act), *map(format_size, sizes), str(cost.table_count), _about(estimate)))
         now = now.after(act)
     yield from _table(rows)
     yield from _consequences(planned)
-    moved_bytes = plan.cost.moved_bytes
-    yield f"moves {moved_bytes} bytes ({format_size(moved_bytes)}). Looked in {tree.looked(planned.forest)}."
+    moved_bytes, cloned_bytes = plan.cost.moved_bytes, plan.cost.cloned_bytes
+    shared = f", at least {cloned_bytes} of them without copying" if cloned_bytes else ""
+    reach = tree.looked(planned.forest)
+    yield f"moves {moved_bytes} bytes ({format_size(moved_bytes)}){shared}. Looked in {reach}."
+
+
+def _about(estimate: "Estimate | None") -> str:
+    """How long something takes, as exactly as that is known."""
+    if estimate is None:
+        return tree.UNKNOWN
+    return f"about {estimate.seconds:.0f} s" if estimate.seconds >= 1 else "below 1 s"
 
 
 def _table(rows: list[tuple[str, ...]]) -> Iterator[str]:
@@ -300,13 +346,18 @@ def _consequences(planned: "Planned") -> Iterator[str]:
         yield f"linked anew: {', '.join(relinked)}"
     if gone:
         yield f"not needed any more: {', '.join(gone)}"
+    lost = sorted(planned.result.gone - planned.family.gone)
+    if data := [path for each in lost if (path := planned.family.members[each].data_file)]:
+        yield f"their data files, which --delete removes with them: {', '.join(data)}"
 
 
-def describe(planned: "Planned") -> dict[str, object]:
+def describe(planned: "Planned", estimates: Sequence["Estimate | None"]) -> dict[str, object]:
     """The plan in the words of JSON."""
+    from cowtree.images import speed  # noqa: PLC0415  help does without
+
     family, plan = planned.family, planned.plan
-    acts, now = [], family
-    for act, cost in zip(plan.acts, plan.costs, strict=True):
+    acts, now, whole = [], family, speed.total(estimates)
+    for act, cost, estimate in zip(plan.acts, plan.costs, estimates, strict=True):
         acts.append(
             {
                 "group": list(now.paths(act.group)),
@@ -316,8 +367,10 @@ def describe(planned: "Planned") -> dict[str, object]:
                 "not-needed": list(now.paths(now.left_over(act))),
                 "read": cost.read_bytes,
                 "moved": cost.moved_bytes,
+                "cloned": cost.cloned_bytes,
                 "new-space": cost.new_bytes,
                 "tables": cost.table_count,
+                "seconds": estimate.seconds if estimate else None,
             }
         )
         now = now.after(act)
@@ -325,5 +378,8 @@ def describe(planned: "Planned") -> dict[str, object]:
         "verb": planned.wish.verb,
         "acts": acts,
         "to-move": plan.cost.moved_bytes,
+        "to-clone": plan.cost.cloned_bytes,
+        "seconds": whole.seconds if whole else None,
+        "seconds-from": whole.origin if whole else None,
         **tree.describe_reach(planned.forest),
     }

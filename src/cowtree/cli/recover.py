@@ -2,12 +2,17 @@
 
 import argparse
 import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from cowtree.cli import merge, options, pool, tree
+from cowtree.cli import guests, merge, options, pool, tree
 from cowtree.cli.progress import Bar
 from cowtree.cli.stop import stopping
 from cowtree.cli.tree import printable
 from cowtree.errors import CatalogError, CowtreeError, MissingImage
+
+if TYPE_CHECKING:
+    from cowtree.images.order import Order
 
 
 def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -16,8 +21,9 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         "recover",
         help="complete merges that were stopped half-way",
         description="Completes every merge that was begun below the given places and not ended, by a signal, a power "
-        "cut or a full disk. It goes on where it was stopped. Until then every guest sees what it saw. Only what you "
-        "or root wrote down is followed.",
+        "cut or a full disk. It goes on where it was stopped. Until then every guest sees what it saw. A journal is "
+        "followed only when you or root wrote it and the catalogue knows the merge, for an archive may bring one "
+        "along; if the catalogue was lost, --trust names those that you began yourself.",
         epilog="Exit status: 0 when nothing is left half-done; else that of the first error.",
     )
     parser.add_argument(
@@ -27,6 +33,13 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         help="a folder, an image, or what 'recover --list' names; all pools and . when not given",
     )
     parser.add_argument("--list", action="store_true", help="list what was left half-done, and change nothing")
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="JOURNAL",
+        help="complete this one, which the catalogue does not know: you began it, and want all that is printed of it",
+    )
     options.add_progress(parser)
     options.add_catalog(parser)
     parser.set_defaults(run=run)
@@ -34,15 +47,23 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 
 def run(arguments: argparse.Namespace) -> int:
     """List, or complete."""
-    from cowtree.operations import halves  # noqa: PLC0415  help does without
+    from cowtree.images import halves  # noqa: PLC0415  help does without
+    from cowtree.images.history import History  # noqa: PLC0415
 
     errors = list[CowtreeError]()
-    found, broken = halves.find(_places(arguments, errors), is_deep=True)
+    trusted = {os.path.abspath(path) for path in arguments.trust}
+    found, broken = halves.find([*_places(arguments, errors), *arguments.trust], is_deep=True)
+    found_paths = {half.path for half in found} | {error.facts["path"] for error in broken}
+    errors += [MissingImage(path=path, reason="there is no such journal") for path in sorted(trusted - found_paths)]
+    history = History(arguments.catalog, merge.warn_of)
     for half in found:
         print(printable(f"{half.path}: {half.command}"), flush=True)
+        if not history.knows(half.order):
+            print("\n".join(map(printable, _told(half.order))), flush=True)
         if not arguments.list:
             try:
-                print(f"completed; moved {_complete(arguments, half.path)} bytes", flush=True)
+                moved_bytes = _complete(arguments, half.path, is_trusted=half.path in trusted)
+                print(f"completed; moved {moved_bytes} bytes", flush=True)
             except CowtreeError as error:
                 errors.append(error)
     if not (found or broken):
@@ -53,11 +74,27 @@ def run(arguments: argparse.Namespace) -> int:
     return errors[0].exit_status if errors else 0
 
 
+def _told(order: "Order") -> Iterator[str]:
+    """What a merge would do that the catalogue does not know."""
+    yield "  it is not in the catalogue; what it says is:"
+    now = order.family
+    for act in order.acts:
+        after = now.after(act)
+        yield f"  {merge.title(now, act)}"
+        if linked := now.paths(now.overlays(act.top)):
+            yield f"  link to {now.path(act.name)}: {', '.join(linked)}"
+        if gone := now.paths(tuple(sorted(after.gone - now.gone))):
+            yield f"  {order.ending} what is not needed then: {', '.join(gone)}"
+        now = after
+
+
 def _places(arguments: argparse.Namespace, errors: list[CowtreeError]) -> list[str]:
     """The folders and journals to look at; an image means what lies beside it."""
-    from cowtree.operations import halves  # noqa: PLC0415  help does without
+    from cowtree.images import halves  # noqa: PLC0415  help does without
 
     if not arguments.places:
+        if arguments.trust:
+            return []
         try:
             pools, gone = pool.find_pools(arguments.catalog)
         except CatalogError as failure:
@@ -81,10 +118,17 @@ def _places(arguments: argparse.Namespace, errors: list[CowtreeError]) -> list[s
     return places
 
 
-def _complete(arguments: argparse.Namespace, path: str) -> int:
-    from cowtree.operations.history import History  # noqa: PLC0415  help does without
-    from cowtree.operations.wish import Manner, resume  # noqa: PLC0415
+def _complete(arguments: argparse.Namespace, path: str, *, is_trusted: bool) -> int:
+    from cowtree.images.history import History  # noqa: PLC0415  help does without
+    from cowtree.images.wish import Manner, resume  # noqa: PLC0415
     from cowtree.storage.file import LocalFiles  # noqa: PLC0415
 
     with stopping(), Bar("recover", is_wanted=arguments.progress) as monitor:
-        return resume(LocalFiles(), path, Manner(None, History(arguments.catalog, merge.warn_of), monitor))
+        foreseen = guests.foresee_rest(arguments.catalog, path)
+
+        def note() -> None:
+            if foreseen is not None:
+                guests.note(arguments.catalog, foreseen)
+
+        manner = Manner(None, History(arguments.catalog, merge.warn_of), monitor, note=note)
+        return resume(LocalFiles(), path, manner, is_trusted=is_trusted)

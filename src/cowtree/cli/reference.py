@@ -4,6 +4,9 @@ import argparse
 import sys
 from collections.abc import Iterable, Iterator
 
+from cowtree.cli.domain import words
+from cowtree.cli.domain.main import MODULES
+from cowtree.cli.domain.main import find as find_verb
 from cowtree.cli.img.command import HELP, Command, Option, usage
 from cowtree.cli.img.main import COMMANDS, find
 from cowtree.cli.img.options import KNOWN_FORMATS, Known, known_options
@@ -16,7 +19,8 @@ INTRODUCTION = """\
 
 Written by `make docs` from the commands themselves.
 
-`cowtree VERB` has verbs of its own. `cowtree img COMMAND` takes the words of QEMU's `qemu-img` and gives its output and
+`cowtree VERB` has verbs of its own; those on domains and snapshots take the words of libvirt's `virsh`, in its grammar,
+and give its output. `cowtree img COMMAND` takes the words of QEMU's `qemu-img` and gives its output and
 its exit status, for raw and qcow2 images; called through a link named `qemu-img`, cowtree is `cowtree img`.
 """
 STATUSES = """\
@@ -32,6 +36,7 @@ own verbs say by the number what went wrong:
 def reference() -> str:
     """The whole page."""
     parts = [INTRODUCTION, *_verbs(make_parser())]
+    parts += [_domain_verb(find_verb(name)) for name in MODULES]
     parts += [_img(find(name)) for name in COMMANDS]
     parts += [_format_options(image_format) for image_format in KNOWN_FORMATS]
     return "\n".join([*parts, STATUSES, _table(("status", "meaning"), _statuses())])
@@ -61,6 +66,11 @@ def _spell(action: argparse.Action) -> str:
     if action.option_strings:
         return f"[{' '.join([action.option_strings[0], *([value] if value else [])])}]"
     return f"[{value}...]" if action.nargs == "*" else f"{value}..." if action.nargs == "+" else value
+
+
+def _domain_verb(command: words.Command) -> str:
+    rows = [(f"`{spelled}`", meaning) for spelled, meaning in words.rows(command)]
+    return _chapter(f"cowtree {command.name}", words.usage(command), words.paragraphs(command), rows)
 
 
 def _img(command: Command) -> str:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from cowtree.cli import options
 from cowtree.cli.progress import Bar
-from cowtree.cli.tree import find_pools, printable
+from cowtree.cli.tree import complain, find_pools, printable
 
 if TYPE_CHECKING:
-    from cowtree.operations.relocate import Member, Relocation
+    from cowtree.images.relocation import Member, Relocation
 
 STAYS, LINKED, COPIED, MOVED = "stays", "moved", "copied", "moved before"
 
@@ -33,6 +33,13 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         "--flat", action="store_true", help="all files side by side; else as they lie below their common folder"
     )
     parser.add_argument("--absolute", action="store_true", help="name bases by their full paths; else relative ones")
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="JOURNAL",
+        help="complete what this says, which the catalogue does not know: you began it, and the catalogue was lost",
+    )
     options.add_pools(parser, "read one of these")
     parser.add_argument("--dry-run", action="store_true", help="say what would move where, and change nothing")
     options.add_output(parser)
@@ -43,19 +50,21 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what goes where, and move it."""
-    from cowtree.operations.relocate import Wanted, plan, relocate  # noqa: PLC0415  numpy is not needed to print help
+    from cowtree.images.history import Journals  # noqa: PLC0415
+    from cowtree.images.relocate import Wanted, plan, relocate  # noqa: PLC0415  numpy is not needed to print help
     from cowtree.storage.file import LocalFiles  # noqa: PLC0415
 
     files = LocalFiles()
     pools = [*arguments.pool, *find_pools(arguments.catalog)]
-    wanted = Wanted(arguments.paths, arguments.to, pools, arguments.flat, arguments.absolute)
-    found = plan(files, wanted)
+    wanted = Wanted(arguments.paths, arguments.to, pools, arguments.flat, arguments.absolute, arguments.trust)
+    notebook = Journals(arguments.catalog, lambda error: complain(f"this relocation is not noted down: {error}"))
+    found = plan(files, wanted, notebook)
     rows = _rows(found)
     if arguments.output == "human":
         for member, how in rows:
             print(printable(f"{member.old} -> {member.new} ({how})"), flush=True)
     with Bar("relocate", is_wanted=arguments.progress) as monitor:
-        relocate(files, found, monitor, is_dry=arguments.dry_run)
+        relocate(files, found, monitor, is_dry=arguments.dry_run, notebook=notebook)
     if arguments.output == "json":
         said = [{"from": member.old, "to": member.new, "how": how} for member, how in rows]
         print(json.dumps({"files": said, "done": not arguments.dry_run}, indent=4))
@@ -66,7 +75,7 @@ def _rows(found: "Relocation") -> list[tuple["Member", str]]:
     """The members, and how each gets to its place."""
     import os  # noqa: PLC0415
 
-    from cowtree.operations.relocate import copied  # noqa: PLC0415
+    from cowtree.images.relocate import copied  # noqa: PLC0415
 
     far = copied(found.target, found.members)
 

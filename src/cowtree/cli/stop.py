@@ -4,11 +4,16 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Final
+
+UNCHANGED: Final = "stopped before anything was changed"
 
 
 @contextmanager
-def stopping() -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does while the block runs: every moment of a merge is a safe one."""
+def stopping(told: str | None = None) -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does while the block runs: every moment of a merge is a safe one. What is `told` then
+    is how things stand, if the same command would not simply go on.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -16,5 +21,7 @@ def stopping() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(*([told] if told else [])) from None
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from cowtree.cli import options
 from cowtree.cli.progress import Bar
 from cowtree.cli.tree import find_pools, printable
+from cowtree.errors import WrongUse
 from cowtree.units import format_size
 
 if TYPE_CHECKING:
     from cowtree.chain.forest import Forest
-    from cowtree.operations.trim import Part, Plan
+    from cowtree.images.trim import Part, Plan
 
 
 def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -28,6 +29,19 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser.add_argument("image", metavar="IMAGE", help="the image")
     parser.add_argument(
         "-f", "--format", choices=("raw", "qcow2"), help="the format; told from the image when not given"
+    )
+    parser.add_argument(
+        "--object",
+        action="append",
+        default=[],
+        metavar="OBJECT",
+        help="a secret that opens encrypted images: secret,id=ID,file=PATH",
+    )
+    parser.add_argument(
+        "--image-opts",
+        action="store_true",
+        help="IMAGE is a list of options, which names the secrets: encrypt.key-secret=ID,driver=qcow2,"
+        "file.filename=PATH; for its base they begin with backing.",
     )
     parser.add_argument(
         "--hidden",
@@ -46,24 +60,30 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan, carry it out, and print what came free."""
     from cowtree.chain.forest import survey  # noqa: PLC0415  numpy is not needed to print help
-    from cowtree.operations.trim import Asked, trim_image  # noqa: PLC0415
+    from cowtree.cli.img.objects import read_secrets  # noqa: PLC0415
+    from cowtree.cli.img.source import Source, from_options  # noqa: PLC0415
+    from cowtree.images.trim import Asked, trim_image  # noqa: PLC0415
     from cowtree.storage.file import LocalFiles  # noqa: PLC0415
 
-    files, plans = LocalFiles(), list["Plan"]()
+    if arguments.image_opts and arguments.format:
+        raise WrongUse(reason="--image-opts says the format itself", hint="the same without -f")
+    given = from_options(arguments.image) if arguments.image_opts else Source(arguments.image, arguments.format)
+    path = given.path if arguments.image_opts else given.name
+    files, plans = LocalFiles(read_secrets(arguments.object)), list["Plan"]()
     is_human = arguments.output == "human"
     pools = find_pools(arguments.catalog)
 
     def look(folders: Sequence[str]) -> "Forest":
-        return survey(files, [arguments.image, *folders, *arguments.pool, *pools])
+        return survey(files, [path, *folders, *arguments.pool, *pools])
 
     def tell(plan: "Plan") -> None:
         plans.append(plan)
         for line in sentences(plan) if is_human else ():
             print(printable(line), flush=True)
 
-    asked = Asked(arguments.format, look, arguments.hidden, arguments.dry_run)
+    asked = Asked(given.format, look, arguments.hidden, arguments.dry_run)
     with Bar("trim", is_wanted=arguments.progress) as monitor:
-        freed_bytes = trim_image(files, arguments.image, asked, tell, monitor)
+        freed_bytes = trim_image(files, given.name, asked, tell, monitor)
     if not is_human:
         print(json.dumps({**describe(plans[0]), "freed-bytes": None if asked.is_dry else freed_bytes}, indent=4))
     elif not asked.is_dry:

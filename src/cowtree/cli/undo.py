@@ -9,7 +9,7 @@ from cowtree.cli.stop import stopping
 from cowtree.cli.tree import printable
 
 if TYPE_CHECKING:
-    from cowtree.operations.undo import Step
+    from cowtree.images.undo import Step
 
 
 def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     import shlex  # noqa: PLC0415  help does without
 
     from cowtree.catalog.store import open_catalog  # noqa: PLC0415
-    from cowtree.operations.undo import find_last, plan_undo, undo  # noqa: PLC0415
+    from cowtree.images.undo import find_last, plan_undo, undo  # noqa: PLC0415
     from cowtree.storage.file import LocalFiles  # noqa: PLC0415
 
     files = LocalFiles()
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def sentences(steps: "Sequence[Step]") -> Iterator[str]:
     """What will be done, for people."""
-    from cowtree.operations.undo import Name, Relink  # noqa: PLC0415  help does without
+    from cowtree.images.undo import Name, Relink  # noqa: PLC0415  help does without
 
     for step in steps:
         if isinstance(step, Relink):

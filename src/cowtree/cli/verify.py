@@ -12,7 +12,7 @@ from cowtree.errors import CatalogError, CowtreeError, StaleBase
 if TYPE_CHECKING:
     from cowtree.catalog.store import Catalog
     from cowtree.chain.forest import Forest
-    from cowtree.operations.lineage import Finding
+    from cowtree.images.lineage import Finding
 
 
 def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -43,7 +43,7 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 def run(arguments: argparse.Namespace) -> int:
     """Look at all overlays, and say what became of their bases."""
     from cowtree.chain.forest import survey  # noqa: PLC0415  other verbs and help do without
-    from cowtree.operations import verify  # noqa: PLC0415
+    from cowtree.images import verify  # noqa: PLC0415
     from cowtree.storage.file import LocalFiles  # noqa: PLC0415
 
     files, catalog = LocalFiles(), _open_catalog(arguments)
@@ -89,7 +89,7 @@ def describe(forest: "Forest", findings: "list[Finding]") -> dict[str, object]:
 
 
 def _show(forest: "Forest", findings: "list[Finding]") -> None:
-    from cowtree.operations.verify import TOLD, count_states  # noqa: PLC0415
+    from cowtree.images.verify import TOLD, count_states  # noqa: PLC0415
 
     for each in findings:
         if text := TOLD.get(each.state):
@@ -101,7 +101,7 @@ def _show(forest: "Forest", findings: "list[Finding]") -> None:
 
 def _conclude(forest: "Forest", findings: "list[Finding]", errors: list[CowtreeError]) -> int:
     """Say what is wrong. Returns: the exit status."""
-    from cowtree.operations.lineage import CHANGED  # noqa: PLC0415
+    from cowtree.images.lineage import CHANGED  # noqa: PLC0415
 
     sys.stdout.flush()
     stale = [StaleBase(path=each.overlay, base=each.base) for each in findings if each.state == CHANGED]

@@ -40,6 +40,10 @@ UNDERSTOOD: Final = {
 }
 
 
+# What disks hang on when only their targets are known.
+BUSES: Final = {"vd": "virtio", "sd": "scsi", "hd": "ide"}
+
+
 class Disk(NamedTuple):
     """One drive of a guest. `source` is the path of its file or block device: None when it is empty or elsewhere;
     `format` is None when nothing is said of it; `snapshot` is what a snapshot does with the drive when nothing else is
@@ -134,14 +138,15 @@ def read(root: Node) -> Definition:
     return Definition(text, name, uuid, title, memory_kib, current_kib, _vcpu(root), _system(root), _disks(root))
 
 
-def make(name: str, uuid: str, disks: Sequence[tuple[str, str]]) -> Definition:
-    """A guest of whom nothing is known but the paths and formats of its disks, which become vda, vdb and so on.
-    Raises: BrokenXml.
+def make(name: str, uuid: str, disks: Sequence[tuple[str, str]], targets: Sequence[str] = ()) -> Definition:
+    """A guest of whom nothing is known but the paths and formats of its disks, which become vda, vdb and so on unless
+    their targets are known too. Raises: BrokenXml.
     """
     drawn: list[str] = []
     for index, (path, format) in enumerate(disks):
         source, driver = markup.element("source", file=path), markup.element("driver", name="qemu", type=format)
-        target = markup.element("target", dev=f"vd{letters(index)}", bus="virtio")
+        name_of_disk = targets[index] if targets else f"vd{letters(index)}"
+        target = markup.element("target", dev=name_of_disk, bus=BUSES.get(name_of_disk[:2], "virtio"))
         drawn.append(f"<disk type='file' device='disk'>{driver}{source}{target}</disk>")
     said = [
         *(markup.element("name", name), markup.element("uuid", uuid)),

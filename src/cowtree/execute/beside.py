@@ -1,12 +1,15 @@
 """Writing to one layer of an open chain beside what it holds, and switching to that in one write."""
 
+import numpy as np
+
+from cowtree import extents as ex
 from cowtree.chain import load
 from cowtree.chain.view import Chain
 from cowtree.execute.writer import LayerWriter
 from cowtree.extents import Offsets
 from cowtree.monitor import Monitor
 from cowtree.plan import beside, growth, put, resize
-from cowtree.plan.put import Fates, Wish
+from cowtree.plan.put import Cost, Fates, Wish
 from cowtree.qcow2.image import Image, Slice, no_slice
 from cowtree.qcow2.tables import Tables
 from cowtree.steps import Step
@@ -25,11 +28,32 @@ class BesideWriter(LayerWriter):
         beside.refuse(image, size_bytes)
         self._size_bytes = size_bytes
         self._old_l1, self._old_l1_clusters = image.l1, growth.l1_clusters(image)
+        # The tables of the window that was looked at last, and the last one of the window before.
+        self._touched, self._last_table = np.empty(0, np.int64), -1
         self.chain = chain.with_image(index, beside.detach(image, size_bytes))
+
+    def price(self, wish: Wish, start: int, stop: int) -> Cost:
+        """What `put` will cost. Windows are priced in their order, each once."""
+        return self._count_once(super().price(wish, start, stop))
+
+    def survey(self, wish: Wish, start: int, stop: int) -> Cost:
+        """The same, and all is looked at that `put` will rely on."""
+        return self._count_once(super().survey(wish, start, stop))
+
+    def _count_once(self, cost: Cost) -> Cost:
+        """The cost without a table that the window before has to copy, too, when the border lies within it."""
+        image, touched = self.image, self._touched
+        if image is None or not len(touched):
+            return cost
+        is_shared, self._last_table = int(touched[0]) == self._last_table, int(touched[-1])
+        new_bytes = cost.new_bytes - is_shared * image.geometry.cluster_size_bytes
+        return cost._replace(new_bytes=new_bytes, table_count=cost.table_count - is_shared)
 
     def _decide(self, image: Image, wish: Wish, start: int, stop: int) -> tuple[Tables, Fates]:
         held = load.load_tables(self.file, image, start, stop)
-        return held, put.decide(beside.unowned(image), held, wish)
+        fates = put.decide(beside.unowned(image), held, wish)
+        self._touched = ex.distinct(fates.cluster // image.geometry.l2_entry_count)
+        return held, fates
 
     def _place(self, piece: Slice, fates: Fates, wish: Wish) -> tuple[list[Step], Image]:
         return put.place(piece, fates, wish, is_beside=True)

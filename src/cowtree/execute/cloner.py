@@ -8,8 +8,8 @@ import numpy as np
 
 from cowtree.chain.view import Chain
 from cowtree.extents import Offsets
-from cowtree.monitor import Monitor
-from cowtree.plan.clone import is_long, join, split
+from cowtree.monitor import Monitor, advance_cloned
+from cowtree.plan.clone import Sharing, is_long, join, split
 from cowtree.steps import Move
 from cowtree.storage.contract import Storage
 
@@ -23,15 +23,20 @@ def block_bytes(chain: Chain, target: Storage) -> Offsets:
     return np.array(found, np.int64)
 
 
+def sharing(chain: Chain, target: Storage) -> Sharing:
+    """What `target` can share of each layer's guest data. Changes nothing."""
+    blocks = block_bytes(chain, target)
+    end = [layer.data_file.size_bytes if size else 0 for layer, size in zip(chain.layers, blocks.tolist(), strict=True)]
+    return Sharing(blocks, np.array(end, np.int64))
+
+
 def clone(chain: Chain, move: Move, target: Storage, monitor: Monitor) -> Move:
     """Clone what can be cloned of a move. Returns: what is left to be copied. Not durable before the target is flushed.
     Raises: StorageFailed.
     """
     if not is_long(move.source).any():
         return move
-    blocks = block_bytes(chain, target)
-    end = [layer.data_file.size_bytes if size else 0 for layer, size in zip(chain.layers, blocks.tolist(), strict=True)]
-    whole, rest = split(move, blocks, np.array(end, np.int64))
+    whole, rest = split(move, *sharing(chain, target))
     columns = (whole.source.layer, whole.source.host_offset, whole.target_offset, whole.source.length)
     refused: set[int] = set()
     is_left = np.zeros(len(whole.target_offset), np.bool_)
@@ -40,7 +45,7 @@ def clone(chain: Chain, move: Move, target: Storage, monitor: Monitor) -> Move:
         zip(*(each.tolist() for each in columns), strict=True)
     ):
         if layer not in refused and target.clone(chain.layers[layer].data_file, host_offset, offset, length):
-            monitor.advance(length)
+            advance_cloned(monitor, length)
         else:
             refused.add(layer)
             is_left[index] = True

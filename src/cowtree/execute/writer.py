@@ -4,17 +4,21 @@ What must be refused is refused before the first change. With that change the di
 `relink` takes it down last. After a stop at any point the same calls on the reloaded chain complete the work.
 """
 
+from functools import cached_property
+
 import numpy as np
 
 from cowtree import extents as ex
 from cowtree.chain import gate, load
 from cowtree.chain.view import Chain, layer_extents
 from cowtree.errors import Refused
+from cowtree.execute import cloner
 from cowtree.execute.bitmaps import BitmapWriter, Recorder
 from cowtree.execute.run import run
 from cowtree.extents import Offsets, Ranges
 from cowtree.monitor import Monitor, Silent
 from cowtree.plan import empty, growth, pack, put, resize, trim
+from cowtree.plan.clone import Sharing
 from cowtree.plan.put import Cost, Fates, Wish
 from cowtree.plan.trim import Loose
 from cowtree.qcow2 import header as qcow2
@@ -54,13 +58,17 @@ class LayerWriter:
             return self._price_raw(wish, start, stop)
         image = growth.with_room(image, stop)
         _, fates = self._decide(image, wish, start, stop)
-        return put.cost(image, fates, wish)
+        return put.cost(image, fates, wish, self.sharing)
+
+    @cached_property
+    def sharing(self) -> Sharing | None:
+        """What the layer can share of the others' blocks; None for nothing."""
+        found = cloner.sharing(self.chain, self.chain.layers[self.index].data_file)
+        return found if found.block_bytes.any() else None
 
     def _price_raw(self, wish: Wish, start: int, stop: int) -> Cost:
-        moved = put.needed(wish).of_kind(*ex.BYTES)
         own = layer_extents(self.chain, self.index, start, stop).of_kind(ex.DATA)
-        new_bytes = ex.subtract(moved.ranges, ex.merge_ranges(own.ranges)).total_bytes
-        return Cost(moved.total_bytes, moved.total_bytes, new_bytes)
+        return put.raw_cost(wish, ex.merge_ranges(own.ranges), self.sharing)
 
     def survey(self, wish: Wish, start: int, stop: int) -> Cost:
         """Look at all that `put` will rely on in the window [start, stop). Returns: what it will cost.
@@ -73,7 +81,7 @@ class LayerWriter:
         image = growth.with_room(image, stop)
         held, fates = self._decide(image, wish, start, stop)
         counts = load.load_counts(self.file, image, put.demand(image, held, fates).clusters, 0)
-        return put.review(Slice(image, held, counts), fates, wish)
+        return put.review(Slice(image, held, counts), fates, wish, self.sharing)
 
     def put(self, wish: Wish, start: int, stop: int) -> None:
         """Put guest content of the window [start, stop) into the layer.

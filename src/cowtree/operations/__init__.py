@@ -1,1 +1,1 @@
-"""One function for each thing that people ask for."""
+"""One function for each thing that people ask for of a guest, whatever kind of guest it is."""

@@ -3,7 +3,8 @@ header's sector switches from one to the other.
 
 The old tree stays whole until then: what it uses is neither written to nor counted down. Every touched cluster and
 every touched L2 table gets a new place, which only the L1 table in memory knows. After a stop before the switch these
-are leaks; after the switch what only the old tree used is.
+are leaks, and all is built anew: who mends the counts cannot tell them from other leaks. After the switch what only the
+old tree used is.
 """
 
 from collections.abc import Iterator

@@ -22,6 +22,7 @@ from cowtree.qcow2 import refcounts, tables
 from cowtree.qcow2.geometry import L1_BYTES_MAX, L1_ENTRY_BYTES, REFCOUNT_TABLE_BYTES_MAX, Geometry, ceil_div
 from cowtree.qcow2.header import Extension, Header
 from cowtree.qcow2.lineage import BaseRecord, with_record
+from cowtree.qcow2.moment import Moment, with_moment
 from cowtree.steps import Allocate, Step, Truncate, Write
 from cowtree.units import SECTOR_BYTES
 
@@ -54,6 +55,7 @@ class NewImage(NamedTuple):
     is_data_file_raw: bool = False
     encryption: Encryption | None = None
     base_record: BaseRecord | None = None
+    moment: Moment | None = None
 
     @property
     def geometry(self) -> Geometry:
@@ -190,7 +192,7 @@ def _header(new: NewImage, layout: Layout) -> Header:
         extensions=_extensions(new, layout.encryption_cluster << new.cluster_bits),
         backing_name_bytes=qcow2.encode_name(new.backing_file) if new.backing_file else b"",
     )
-    return with_record(header, new.base_record)
+    return with_moment(with_record(header, new.base_record), new.moment)
 
 
 def _extensions(new: NewImage, encryption_offset: int) -> tuple[Extension, ...]:

@@ -9,14 +9,18 @@ are moved. When another image than the target gives the name, the target takes i
 the large one, and nobody can tell.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from typing import NamedTuple
 
 
 class Member(NamedTuple):
     """One image: `parent` is the index of the one that backs it, `device` the file system on which it lies. `why_not`
     says why nothing may be done with it, `use` what others do who have it open: "read" or "written". What its
-    internal snapshots leave to the one that backs it is read there.
+    internal snapshots leave to the one that backs it is read there. `data` is the index of its external data file,
+    where others lie on that as on an image; `data_file` its path, where nobody else names it.
     """
 
     path: str
@@ -27,6 +31,8 @@ class Member(NamedTuple):
     why_not: str | None = None
     has_snapshots: bool = False
     use: str | None = None
+    data: int | None = None
+    data_file: str | None = None
 
 
 class Merge(NamedTuple):
@@ -57,7 +63,8 @@ class Merge(NamedTuple):
         return tuple({each: None for each in (self.target, self.name) if each != self.top})
 
 
-class Family(NamedTuple):
+@dataclass(frozen=True)
+class Family:
     """Images and what backs them. An index always means the same image; `gone` are those that nobody needs any more."""
 
     members: tuple[Member, ...]
@@ -73,9 +80,40 @@ class Family(NamedTuple):
 
     def overlays(self, index: int) -> tuple[int, ...]:
         """The images that lie on this one."""
-        return tuple(
-            each for each, member in enumerate(self.members) if member.parent == index and each not in self.gone
-        )
+        return tuple(self._overlays.get(index, ()))
+
+    def overlays_of(self, indices: Iterable[int]) -> dict[int, list[int]]:
+        """The same for many images at once."""
+        return {each: self._overlays.get(each, []) for each in indices}
+
+    @cached_property
+    def _overlays(self) -> dict[int, list[int]]:
+        """For each image on which others lie."""
+        return self._grouped(member.parent for member in self.members)
+
+    @cached_property
+    def _holders(self) -> dict[int, list[int]]:
+        """For each file that holds the data of others."""
+        return self._grouped(member.data for member in self.members)
+
+    def _grouped(self, places: Iterable[int | None]) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        for each, place in enumerate(places):
+            if place is not None and each not in self.gone:
+                found.setdefault(place, []).append(each)
+        return found
+
+    def holders(self, index: int) -> tuple[int, ...]:
+        """The images whose external data file this is."""
+        return tuple(self._holders.get(index, ()))
+
+    def beside(self, index: int) -> tuple[int, ...]:
+        """The images that read the bytes of this one directly but do not lie on it: through its data file, or because
+        it is theirs.
+        """
+        data = self.members[index].data
+        through = () if data is None else (*self.overlays(data), *self.holders(data))
+        return tuple(each for each in (*self.holders(index), *through) if each != index)
 
     def line(self, index: int) -> tuple[int, ...]:
         """The image and all below it, from the top down."""
@@ -97,9 +135,11 @@ class Family(NamedTuple):
         return tuple(index for index in range(len(self.members)) if index not in self.gone and not self.overlays(index))
 
     def in_the_way(self, act: Merge) -> tuple[int, ...]:
-        """The overlays outside a merge that lie directly on something that will show something else."""
-        beside = (each for member in act.group[1 : act.reach + 1] for each in self.overlays(member))
-        return tuple(sorted(each for each in beside if each not in act.group))
+        """The images outside a merge that read directly what will show something else."""
+        overlays, group = self.overlays_of(act.group[1 : act.reach + 1]), set(act.group)
+        # Whatever the target shows, the bytes of its data file are others.
+        found = {each for beside in (*overlays.values(), self.beside(act.target)) for each in beside}
+        return tuple(sorted(found - group))
 
     def result(self, act: Merge) -> Member:
         """The member that a merge makes."""
@@ -112,10 +152,10 @@ class Family(NamedTuple):
 
     def left_over(self, act: Merge) -> tuple[int, ...]:
         """The images of the group that nobody needs after the merge. The target is none, but for its old name."""
-        needed: set[int] = set()
-        for each in act.group[1:]:
-            if any(overlay not in act.group for overlay in self.overlays(each)):
-                needed.update(self.line(each))
+        overlays, group = self.overlays_of(act.group[1:]), set(act.group)
+        beside = (each for each in act.group[1:] if self.holders(each) or not group.issuperset(overlays[each]))
+        # What lies below the first that somebody else needs is needed as well.
+        needed = {below for each in islice(beside, 1) for below in self.line(each)}
         return tuple(each for each in act.group if each not in needed and each not in (act.target, act.name))
 
     def after(self, act: Merge) -> "Family":

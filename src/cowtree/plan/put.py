@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from cowtree import extents as ex
 from cowtree.errors import BrokenTable
 from cowtree.extents import Extents, Mask, Offsets, Ranges
+from cowtree.plan.clone import Sharing, sure
 from cowtree.qcow2 import header as qcow2
 from cowtree.qcow2 import tables, writes
 from cowtree.qcow2.allocate import allocate
@@ -69,15 +70,17 @@ class Fates(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What it costs to put something. `moved_bytes` are the guest's that are written, with the rest of clusters that
-    are written whole, and `read_bytes` what is read for it; where a file system shares blocks it may be less.
-    `new_bytes` is the space that is taken before any is given back, `table_count` how many L2 tables change.
+    """What it costs to put something. `moved_bytes` are the guest's that get to where they belong, with the rest of
+    clusters that are written whole. Of these at least `cloned_bytes` need no copying, for two files share them then;
+    `read_bytes` is what is read for the others. `new_bytes` is the space that is taken before any is given back,
+    `table_count` how many L2 tables change.
     """
 
     read_bytes: int = 0
     moved_bytes: int = 0
     new_bytes: int = 0
     table_count: int = 0
+    cloned_bytes: int = 0
 
     def plus(self, other: "Cost") -> "Cost":
         """Both together."""
@@ -86,7 +89,12 @@ class Cost(NamedTuple):
     @property
     def traffic_bytes(self) -> int:
         """What goes through the machine."""
-        return self.read_bytes + self.moved_bytes
+        return self.read_bytes + self.copied_bytes
+
+    @property
+    def copied_bytes(self) -> int:
+        """What is written."""
+        return self.moved_bytes - self.cloned_bytes
 
 
 class Demand(NamedTuple):
@@ -134,7 +142,7 @@ def decide(image: Image, held: Tables, wish: Wish) -> Fates:
     fate[own & (kind == ex.DATA)] = IN_PLACE
     fate[own & (kind == ex.ALLOCATED)] = REUSE
     solid = _solid(wanted, wish)
-    if wish.fills or _is_raw_too(image):
+    if wish.fills or is_raw_too(image):
         solid = ex.union(solid, wanted.ranges)
     if geometry.version >= 3 or not wish.has_backing_after:
         fate[_per_cluster(geometry, cluster, solid) == 0] = CLEARED
@@ -146,7 +154,7 @@ def decide(image: Image, held: Tables, wish: Wish) -> Fates:
     return found._replace(whole=whole, partly=partly)
 
 
-def _is_raw_too(image: Image) -> bool:
+def is_raw_too(image: Image) -> bool:
     """Whether the external data file reads as the disk does, so that no entry alone may say that something is zero."""
     return bool(image.header.autoclear & qcow2.AUTOCLEAR_RAW_DATA)
 
@@ -258,27 +266,52 @@ def table_changes(image: Image, fates: Fates) -> tuple[Offsets, Offsets]:
     return index[missing], index[~missing & ((entry & COPIED) == 0)]
 
 
-def review(piece: Slice, fates: Fates, wish: Wish) -> Cost:
+def review(piece: Slice, fates: Fates, wish: Wish, sharing: Sharing | None = None) -> Cost:
     """Check what `place` relies on, while nothing is written yet; the slice needs to hold no free clusters.
     Raises: BrokenTable.
     """
     image = piece.image
     kept = _kept(image, fates)
-    _check_kept(piece, kept)
+    check_kept(piece, kept)
     refuse_tables(image, kept)
     count_down(image.path, piece.counts, released(image, piece.tables, fates))
-    return cost(image, fates, wish)
+    return cost(image, fates, wish, sharing)
 
 
-def cost(image: Image, fates: Fates, wish: Wish) -> Cost:
-    """What `place` will cost."""
+def cost(image: Image, fates: Fates, wish: Wish, sharing: Sharing | None = None) -> Cost:
+    """What `place` will cost, when the layer is `sharing` blocks with others."""
     content = _content(fates, wish)
     read_bytes = content.of_kind(*ex.BYTES).total_bytes
-    moved_bytes = read_bytes if wish.leaves_holes or _is_raw_too(image) else content.total_bytes
+    moved_bytes = read_bytes if wish.leaves_holes or is_raw_too(image) else content.total_bytes
     missing, shared = table_changes(image, fates)
     new_count = _fresh_count(image, fates) + len(missing) + len(shared)
     changed = ex.distinct(fates.cluster[~fates.of(IN_PLACE)] // image.geometry.l2_entry_count)
-    return Cost(read_bytes, moved_bytes, new_count << image.header.cluster_bits, len(changed))
+    new_bytes = new_count << image.header.cluster_bits
+    if sharing is None:
+        return Cost(read_bytes, moved_bytes, new_bytes, len(changed))
+    cloned = sure(_aim(content, _sure_places(image.geometry, fates)), sharing)
+    fresh = ex.intersect(cloned, _ranges_of(image.geometry, fates, FRESH))
+    new_bytes = max(new_bytes - fresh.total_bytes, 0)
+    return Cost(read_bytes - cloned.total_bytes, moved_bytes, new_bytes, len(changed), cloned.total_bytes)
+
+
+def _sure_places(geometry: Geometry, fates: Fates) -> Extents:
+    """Where the clusters will lie, as far as that decides what can be cloned: of those that get a new host cluster no
+    two lie side by side for certain.
+    """
+    host = (fates.entry & tables.HOST_OFFSET).astype(np.int64)
+    fresh = fates.cluster[fates.of(FRESH)]
+    host[fates.of(FRESH)] = (fresh if geometry.has_data_file else 2 * fresh) << geometry.cluster_bits
+    return _clusters(geometry, fates, host)
+
+
+def raw_cost(wish: Wish, own: Ranges, sharing: Sharing | None = None) -> Cost:
+    """What it costs to put it into a raw layer that has these ranges of its own."""
+    moved = needed(wish).of_kind(*ex.BYTES)
+    cloned = ex.one_range(0, 0) if sharing is None else sure(Move(moved, moved.start), sharing)
+    copied = ex.subtract(ex.merge_ranges(moved.ranges), cloned)
+    new_bytes = ex.subtract(copied, own).total_bytes
+    return Cost(copied.total_bytes, moved.total_bytes, new_bytes, 0, cloned.total_bytes)
 
 
 def place(piece: Slice, fates: Fates, wish: Wish, *, is_beside: bool = False) -> tuple[list[Step], Image]:
@@ -292,7 +325,7 @@ def place(piece: Slice, fates: Fates, wish: Wish, *, is_beside: bool = False) ->
     missing, shared = table_changes(image, fates)
     table_count = len(missing) + len(shared)
     kept = _kept(image, fates)
-    _check_kept(piece, kept)
+    check_kept(piece, kept)
     taken, counted = allocate(piece, table_count + _fresh_count(image, fates))
     refuse_tables(counted.image, np.concatenate((kept, taken)))
     table_hosts, hosts = taken[:table_count], taken[table_count:]
@@ -306,7 +339,7 @@ def place(piece: Slice, fates: Fates, wish: Wish, *, is_beside: bool = False) ->
     new = moved._replace(tables=_set_entries(moved.tables, geometry, fates, (host, wish.has_backing_after)))
     move = _moves(geometry, fates, host, wish)
     # Of a free cluster nobody knows what it holds; but to write zeroes out costs as much as data.
-    zeroes, move = _split_zeroes(move) if wish.leaves_holes or _is_raw_too(image) else ([], move)
+    zeroes, move = _split_zeroes(move) if wish.leaves_holes or is_raw_too(image) else ([], move)
     on_disk = new._replace(image=new.image._replace(l1=image.l1)) if is_beside else new
     return [*zeroes, *writes.order(piece, on_disk, move)], new.image
 
@@ -319,7 +352,7 @@ def _split_zeroes(move: Move) -> tuple[list[Step], Move]:
     return _zeroes(zero), Move(move.source.take(~is_zero), move.target_offset[~is_zero])
 
 
-def _check_kept(piece: Slice, clusters: Offsets) -> None:
+def check_kept(piece: Slice, clusters: Offsets) -> None:
     """Refuse to write to clusters that are in use unless each belongs to one guest cluster."""
     counts = piece.counts.get(clusters)
     wrong = np.flatnonzero(counts != 1)
@@ -392,7 +425,8 @@ def _moves(geometry: Geometry, fates: Fates, host: Offsets, wish: Wish) -> Move:
 
 def _content(fates: Fates, wish: Wish) -> Extents:
     """All that is written: what is wanted, and the rest of what is written whole."""
-    content = ex.over(ex.cut(fates.wanted, fates.whole), ex.cut(wish.shown, fates.whole))
+    # Zeroes that nobody would have to write hide what is seen there now, when all of a cluster is written.
+    content = ex.over(ex.cut(wish.wanted, fates.whole), ex.cut(wish.shown, fates.whole))
     rest = ex.fill(ex.subtract(fates.whole, content.ranges), ex.ZERO)
     return ex.concatenate([content, rest, ex.cut(fates.wanted, fates.partly)])
 

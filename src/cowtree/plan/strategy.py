@@ -4,14 +4,16 @@ A way is a sequence of merges. Two merges of one way never write to the same fil
 one comes first, so that what each of them moves does not depend on the others.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from itertools import product
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from heapq import heapify, heappop, heappush
 from typing import Final, NamedTuple
 
 from cowtree.errors import CowtreeError, Refused, WrongUse
+from cowtree.plan.bound import Bounds, nothing_known
 from cowtree.plan.family import Family, Merge
-from cowtree.plan.permit import Permit, objections, permit
+from cowtree.plan.permit import Permit, permit
 from cowtree.plan.put import Cost
+from cowtree.plan.shorten import Groups, cheapest_cut
 
 
 class Plan(NamedTuple):
@@ -28,14 +30,24 @@ class Plan(NamedTuple):
     @property
     def cost(self) -> Cost:
         """All acts together."""
-        total = Cost()
-        for each in self.costs:
-            total = total.plus(each)
-        return total
+        return _total(self.costs)
 
 
 Way = tuple[Merge, ...]
 Price = Callable[[Merge], Cost]
+# The rank of a way, and its number among the others.
+_Place = tuple[tuple[int, ...], int]
+
+
+def _total(costs: Iterable[Cost]) -> Cost:
+    total = Cost()
+    for each in costs:
+        total = total.plus(each)
+    return total
+
+
+def _nothing_known(_: Merge) -> Cost:
+    return Cost()
 
 
 def commit(family: Family, top: int, base: int | None = None) -> Iterator[Way]:
@@ -96,15 +108,20 @@ def with_dependants(family: Family, way: Way) -> Way:
     for act in way:
         for each in now.in_the_way(act):
             line = now.line(each)
-            group = line[: line.index(act.group[act.reach]) + 1]
+            changed = (act.group[act.reach], now.members[act.target].data)
+            lowest = next((layer for layer in changed if layer in line), None)
+            if lowest is None or lowest == each:
+                # It is its own file that changes: nothing saves it, and it will be named.
+                continue
+            group = line[: line.index(lowest) + 1]
             first.append(Merge(group, each, each))
             now = now.after(first[-1])
         now = now.after(act)
     return (*first, *way)
 
 
-def shorten(family: Family, leaf: int, max_depth: int, price: Price) -> Iterator[Way]:
-    """The cheapest way to leave at most so many layers, for each number of merges that does it.
+def shorten(family: Family, leaf: int, max_depth: int, price: Price, bounds: Bounds | None = None) -> Iterator[Way]:
+    """The cheapest way to leave at most so many layers; `bounds` are those of the line below `leaf`.
     Raises: WrongUse when that is not at least one.
     """
     if max_depth < 1:
@@ -113,43 +130,14 @@ def shorten(family: Family, leaf: int, max_depth: int, price: Price) -> Iterator
     if len(line) <= max_depth:
         yield ()
         return
-    best = {span: _cheapest_act(family, line[span[0] : span[1]], leaf, price) for span in _spans(len(line))}
-    # ways[stop] is the cheapest way for the layers before `stop`, for each number of layers that they leave.
-    ways: list[dict[int, tuple[Cost, Way]]] = [{0: (Cost(), ())}]
-    for stop in range(1, len(line) + 1):
-        found: dict[int, tuple[Cost, Way]] = {}
-        for start in range(stop):
-            if (choice := best[start, stop]) is None:
-                continue
-            added, act = choice
-            for count, (cost, way) in ways[start].items():
-                total = (cost.plus(added), (*way, *act))
-                if count < max_depth and (count + 1 not in found or _rank(*total) < _rank(*found[count + 1])):
-                    found[count + 1] = total
-        ways.append(found)
-    # When nothing is legal, what speaks against the plainest way is said.
-    plainest = Merge(line[: len(line) - max_depth + 1], leaf, leaf)
-    yield from [way for _, way in ways[-1].values()] or [(plainest,)]
-
-
-def _spans(count: int) -> Iterator[tuple[int, int]]:
-    return ((start, stop) for start, stop in product(range(count), range(count + 1)) if start < stop)
-
-
-def _cheapest_act(family: Family, group: tuple[int, ...], leaf: int, price: Price) -> tuple[Cost, Way] | None:
-    """The cheapest legal merge of one group, nothing for a single layer; None when there is none."""
-    if len(group) == 1:
-        return Cost(), ()
-    acts = [Merge(group, target, leaf if leaf in group else target) for target in group]
-    found: list[tuple[Cost, Way]] = []
-    for act in acts:
-        if any(objections(family, act)):
-            continue
-        try:
-            found.append((price(act), (act,)))
-        except CowtreeError:
-            continue
-    return min(found, key=lambda each: _rank(*each), default=None)
+    bounds = nothing_known(len(line)) if bounds is None else bounds
+    groups = Groups(family, line, bounds, lambda act: _rank(price(act), (act,)))
+    spans = cheapest_cut(groups, max_depth)
+    if spans is None:
+        # When nothing is legal, what speaks against the plainest way is said.
+        yield (Merge(line[: len(line) - max_depth + 1], leaf, leaf),)
+        return
+    yield tuple(groups.act(start, stop) for start, stop in spans if stop - start > 1)
 
 
 def _rank(cost: Cost, way: Way) -> tuple[int, ...]:
@@ -171,21 +159,42 @@ class Terms(NamedTuple):
 NO_TERMS: Final = Terms()
 
 
-def choose(family: Family, ways: Sequence[Way], price: Price, terms: Terms = NO_TERMS) -> Plan:
-    """The cheapest of the legal ways; of equals the first.
+def choose(
+    family: Family, ways: Sequence[Way], price: Price, terms: Terms = NO_TERMS, bound: Price = _nothing_known
+) -> Plan:
+    """The cheapest of the legal ways; of equals the first. `bound` tells the lowest price that an act may have: of a
+    way that cannot be the cheapest nothing else is asked.
     Raises: Refused for what speaks against the first way when none is legal.
     """
     if terms.with_dependants:
         ways = [with_dependants(family, way) for way in ways]
-    plans, refusals = [], []
-    for way in ways:
+    best: tuple[_Place, Plan] | None = None
+    refusals: dict[int, CowtreeError] = {}
+    pending = [(_lowest(way, bound), number) for number, way in enumerate(ways)]
+    heapify(pending)
+    while pending and (best is None or pending[0] < best[0]):
+        _, number = heappop(pending)
+        way = ways[number]
+        now = _lowest(way, bound), number
+        if pending and pending[0] < now:
+            # More is known by now: another one comes first.
+            heappush(pending, now)
+            continue
         try:
-            plans.append(_price(permit(family, way, forced=terms.forced, kept=terms.kept), price))
+            plan = _price(permit(family, way, forced=terms.forced, kept=terms.kept), price)
         except CowtreeError as error:
-            refusals.append(error)
-    if not plans:
-        raise refusals[0] if refusals else Refused(reason="there is no way to do that")
-    return min(plans, key=lambda plan: _rank(plan.cost, plan.acts))
+            refusals[number] = error
+            continue
+        found = (_rank(plan.cost, way), number), plan
+        best = found if best is None or found[0] < best[0] else best
+    if best is None:
+        raise refusals[min(refusals)] if refusals else Refused(reason="there is no way to do that")
+    return best[1]
+
+
+def _lowest(way: Way, bound: Price) -> tuple[int, ...]:
+    """The lowest rank that a way may have."""
+    return _rank(_total(map(bound, way)), way)
 
 
 def _price(allowed: Permit, price: Price) -> Plan:

@@ -5,6 +5,7 @@ that were changed before its last sync. Each later write or change of a name is 
 others; the write that came last may be there in part, torn at a border of sectors.
 """
 
+import bisect
 import itertools
 import os
 import random
@@ -37,10 +38,13 @@ Naming = Created | Renamed | Linked | Unlinked
 
 
 class State(NamedTuple):
-    """What a power cut may leave. `how` says when it came and what was lost; the same log and seed give it again."""
+    """What a power cut may leave. `how` says when it came and what was lost; the same log and seed give it again.
+    `number` is how many events had come.
+    """
 
     files: MemoryFiles
     how: str
+    number: int
 
 
 class _Cut(NamedTuple):
@@ -112,17 +116,22 @@ class _Disk:
                     del names[path]
 
 
-def durable_states(initial: Mapping[str, bytes], log: Sequence[Event], seed: int) -> Iterator[State]:
-    """Every distinct state that a power cut can leave at any moment of the log, which began with these files."""
+def durable_states(
+    initial: Mapping[str, bytes], log: Sequence[Event], seed: int, marks: Sequence[int] = ()
+) -> Iterator[State]:
+    """Every distinct state that a power cut can leave at any moment of the log, which began with these files. The same
+    state counts again when more of the `marks`, numbers of events, have come.
+    """
     disk, seen = _Disk(initial, log), set()
     for number in range(len(log) + 1):
         if number:
             disk.pass_event(number - 1)
         for cut in _cuts(disk, number, random.Random(f"{seed} {number}")):
             files = MemoryFiles.of_pages(disk.after(cut))
-            if (key := files.key()) not in seen:
+            key = bisect.bisect_right(marks, number), files.key()
+            if key not in seen:
                 seen.add(key)
-                yield State(files, _describe(disk, cut))
+                yield State(files, _describe(disk, cut), number)
 
 
 def find_undurable(log: Sequence[Event]) -> list[Event]:

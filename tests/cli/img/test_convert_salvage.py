@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cowtree.errors import StorageFailed
-from cowtree.operations.convert import Manner, convert, convert_into
+from cowtree.images.convert import Manner, convert, convert_into
 from cowtree.plan.create import NewImage
 from cowtree.storage.contract import FileSystem, Storage
 from cowtree.storage.file import LocalFiles

@@ -81,6 +81,7 @@ def test_a_list_of_options_names_the_source(chain_of: ChainOf, tmp_path: Path):
     run_both(chain_of(Shape()), tmp_path, "dd", *words).assert_same()
 
 
+@pytest.mark.slow
 def test_zeroes_are_written_out_as_dd_does(tmp_path: Path):
     (tmp_path / "folder").mkdir()
     qemu_img("create", "-q", "-f", "raw", tmp_path / "folder" / "in", "1M")

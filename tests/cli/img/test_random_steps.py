@@ -197,7 +197,7 @@ class Life:
         self.chain[-1 - depth] = base._replace(content=content)
         if depth > 1:
             self.act("rebase", "-u", "-b", base.name, "-F", base.format, self.top.name)
-            del self.chain[-depth:-1]
+            self._drop(slice(-depth, -1))
         self._refresh_snapshots()
 
     def rebase(self) -> None:
@@ -208,8 +208,14 @@ class Life:
         base = self.chain[below - 1] if below else None
         words = ["-b", base.name, "-F", base.format] if base else ["-b", ""]
         if self.act("rebase", "-f", "qcow2", *words, self.top.name):
-            del self.chain[below:-1]
+            self._drop(slice(below, -1))
             self._refresh_snapshots()
+
+    def _drop(self, which: slice) -> None:
+        """Remove images that the top does not need any more. Into a base that they read no commit of ours would go."""
+        for image in self.chain[which]:
+            (self.folder / image.name).unlink()
+        del self.chain[which]
 
     def convert(self) -> None:
         """Go on with a copy that stands alone."""

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cowtree.operations.merge import rebase
+from cowtree.images.merge import rebase
 from cowtree.storage.memory import MemoryFiles
 from tests.crash import guest_view
-from tests.operations.test_safety_merge import BASE_WRITES, COMMITS, TOP_WRITES, V3, Disk, make, trial_of
+from tests.images.test_safety_merge import BASE_WRITES, COMMITS, TOP_WRITES, V3, Disk, make, trial_of
 from tests.permits import commit
 from tests.qemu import assert_clean, content
 

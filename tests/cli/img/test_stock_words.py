@@ -110,6 +110,7 @@ def test_a_secret_is_read_once_for_a_pipe_can_be_read_only_once(tmp_path: Path):
     assert run_cowtree(tmp_path, "map", "--object", "secret,id=s,data=abc", "--image-opts", name).status == 0
 
 
+@pytest.mark.slow
 def test_an_overlay_needs_no_key_for_what_backs_it(tmp_path: Path):
     place = tmp_path / "folder"
     place.mkdir()

@@ -26,7 +26,7 @@ from cowtree.cli.img.pairs import join_lists, parse_pairs, wants_help
 from cowtree.cli.img.progress import Progress
 from cowtree.cli.img.source import check_cache_modes, files_of, source_of
 from cowtree.errors import WrongUse
-from cowtree.operations.amend import amend_chain
+from cowtree.images.amend import amend_chain
 from cowtree.plan.amend import Asked, check_encryption
 from cowtree.plan.keyslots import KeyChange
 from cowtree.storage.contract import Access

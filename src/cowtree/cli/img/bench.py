@@ -18,7 +18,7 @@ from cowtree.cli.img.command import (
 from cowtree.cli.img.numbers import parse_count, parse_number
 from cowtree.cli.img.source import CACHE_MODES, access_of, files_of, source_of
 from cowtree.errors import ChainError, WrongUse
-from cowtree.operations.bench import Load, read, write
+from cowtree.images.bench import Load, read, write
 from cowtree.storage.contract import Access
 
 LENGTH_BYTES_MAX: Final = (1 << 31) - 1

@@ -6,7 +6,7 @@ from cowtree.cli.img.command import IMAGE_OPTS, OBJECT, Command, Given, Option, 
 from cowtree.cli.img.numbers import parse_number
 from cowtree.cli.img.source import Source, files_of, source_of
 from cowtree.errors import WrongUse
-from cowtree.operations.bitmap import change
+from cowtree.images.bitmap import change
 from cowtree.plan.bitmap import ADD, GRANULARITY_MAX, MERGE, Action
 
 FORMAT = Option(("-f",), "format of the image; told from its first bytes when not given", "FMT")

@@ -25,7 +25,7 @@ from cowtree.cli.img.command import (
 )
 from cowtree.cli.img.source import access_of, check_cache_modes, files_of, source_of
 from cowtree.errors import ChainError
-from cowtree.operations.check import ALL, LEAKS, NOTHING, Report, check, check_bitmaps, open_to_check
+from cowtree.images.check import ALL, LEAKS, NOTHING, Report, check, check_bitmaps, open_to_check
 from cowtree.qcow2 import header as qcow2
 from cowtree.qcow2.findings import Finding
 from cowtree.qcow2.header import Header

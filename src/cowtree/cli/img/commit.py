@@ -22,9 +22,9 @@ from cowtree.cli.img.main import warn_further
 from cowtree.cli.img.progress import RATE, Progress, limited
 from cowtree.cli.img.source import check_cache_modes, files_of, source_of
 from cowtree.errors import ChainError, MarkedCorrupt, NotInChain, Refused
-from cowtree.operations.family import prove_commit
-from cowtree.operations.lineage import record_quietly
-from cowtree.operations.merge import Into, commit
+from cowtree.images.family import prove_commit
+from cowtree.images.lineage import record_quietly
+from cowtree.images.merge import Into, commit
 from cowtree.plan.permit import Permit
 from cowtree.storage.contract import Access, FileSystem
 

@@ -23,7 +23,7 @@ from cowtree.cli.img.main import complain
 from cowtree.cli.img.progress import Progress
 from cowtree.cli.img.source import access_of, check_cache_modes, files_of, source_of
 from cowtree.errors import BrokenCluster, CowtreeError, StorageFailed
-from cowtree.operations.compare import compare
+from cowtree.images.compare import compare
 
 CANNOT_OPEN, CANNOT_MAP, CANNOT_READ = 2, 3, 4
 

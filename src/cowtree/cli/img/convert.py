@@ -32,11 +32,11 @@ from cowtree.cli.img.pairs import join_lists, parse_pairs, wants_help
 from cowtree.cli.img.progress import RATE, Progress, limited
 from cowtree.cli.img.source import Source, access_of, check_cache_modes, files_of, from_options, local_path, source_of
 from cowtree.errors import CowtreeError, Refused, StorageFailed, WrongUse
+from cowtree.images.convert import Manner, check_sources, convert, convert_into
+from cowtree.images.create import kept_mode
+from cowtree.images.encryption import furnish
+from cowtree.images.lineage import noted
 from cowtree.monitor import Monitor
-from cowtree.operations.convert import Manner, check_sources, convert, convert_into
-from cowtree.operations.create import kept_mode
-from cowtree.operations.encryption import furnish
-from cowtree.operations.lineage import noted
 from cowtree.plan.create import OFF
 from cowtree.units import SECTOR_BYTES
 

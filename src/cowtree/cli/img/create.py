@@ -1,5 +1,7 @@
 """`cowtree img create`: makes an empty image, or one that shows its backing file."""
 
+import sys
+
 from cowtree.chain import gate
 from cowtree.chain.gate import Layer
 from cowtree.cli.img.command import FORMAT, OBJECT, QUIET, BadWords, Command, Given, Option
@@ -9,8 +11,8 @@ from cowtree.cli.img.options import Settings, new_image, option_help
 from cowtree.cli.img.pairs import join_lists, wants_help
 from cowtree.cli.img.source import files_of, local_path
 from cowtree.errors import ChainError, CowtreeError, ImageError, LoopInChain, MissingImage, WrongUse
-from cowtree.operations.create import create, kept_mode
-from cowtree.operations.lineage import noted
+from cowtree.images.create import create, kept_mode
+from cowtree.images.lineage import noted
 from cowtree.storage.contract import Access, FileSystem
 
 BACKING = Option(("-b",), "the image that shows through where the new one holds nothing", "BACKING_FILE")
@@ -58,7 +60,7 @@ def _create(given: Given, settings: Settings, size_bytes: int | None) -> None:
             raise WrongUse(reason="The image size must be specified only once")
         settings.set("size", str(size_bytes))
     _set_backing(given, settings)
-    size = _backing_size(files, path, settings, is_opened=not given.has("-u"))
+    size = _backing_size(files, path, settings, given)
     if settings.get("size") is None:
         if size is None:
             raise WrongUse(reason="Image creation needs a size parameter", hint="the same with a size such as 10G")
@@ -79,14 +81,15 @@ def _set_backing(given: Given, settings: Settings) -> None:
         raise WrongUse(reason="Expected backing file name, got empty string")
 
 
-def _backing_size(files: FileSystem, path: str, settings: Settings, *, is_opened: bool) -> int | None:
-    """Look whether the backing file is fit to be one. Returns: its size, None when there is none or nobody may look.
+def _backing_size(files: FileSystem, path: str, settings: Settings, given: Given) -> int | None:
+    """Look whether the backing file is fit to be one. Its format is found out if nobody has said it; as qemu-img only
+    when nothing depends on that. Returns: its size, None when there is none or nobody may look.
     Raises: WrongUse without a format, LoopInChain when the new file would back itself, and what opening raises.
     """
     backing, image_format = settings.get("backing_file"), settings.get("backing_fmt")
     if backing is None:
         return None
-    if not is_opened:
+    if given.has("-u"):
         if image_format is None:
             raise WrongUse(
                 reason="Backing file specified without backing format", hint="the same with -F raw or -F qcow2"
@@ -94,7 +97,13 @@ def _backing_size(files: FileSystem, path: str, settings: Settings, *, is_opened
         return None
     layers = _open_backing(files, gate.locate(path, backing), image_format)
     gate.close_all(layers)
-    if image_format is None:
+    if image_format is None and given.program != QEMU_IMG:
+        settings.set("backing_fmt", layers[0].format)
+        print(
+            f"{given.program}: {backing} is {layers[0].format}, by what is in it: -F {layers[0].format}",
+            file=sys.stderr,
+        )
+    elif image_format is None:
         detected = f"Detected format of {layers[0].format}."
         raise WrongUse(
             reason=f"Backing file specified without backing format\n{detected}",

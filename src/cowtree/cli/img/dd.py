@@ -12,9 +12,9 @@ from cowtree.cli.img.numbers import parse_number
 from cowtree.cli.img.options import KNOWN_FORMATS, Settings, new_image
 from cowtree.cli.img.source import Source, access_of, files_of, local_path, source_of
 from cowtree.errors import Refused, StorageFailed, WrongUse
-from cowtree.operations.convert import Manner
-from cowtree.operations.create import kept_mode
-from cowtree.operations.dd import Blocks, dd
+from cowtree.images.convert import Manner
+from cowtree.images.create import kept_mode
+from cowtree.images.dd import Blocks, dd
 
 TARGET_FORMAT = Option(("-O",), "format of the target; raw when not given", "OUTPUT_FMT")
 BLOCK_BYTES_MAX: Final = (1 << 31) - 1

@@ -18,8 +18,8 @@ from cowtree.cli.img.command import (
     want_names,
 )
 from cowtree.cli.img.source import access_of, files_of, source_of
+from cowtree.images.info import ImageInfo, chain_info, image_info
 from cowtree.luks.header import STRIPE_COUNT, Slot, Volume
-from cowtree.operations.info import ImageInfo, chain_info, image_info
 from cowtree.qcow2 import header as qcow2
 from cowtree.qcow2.bitmaps import Bitmap
 from cowtree.qcow2.header import Header

@@ -19,7 +19,7 @@ from cowtree.cli.img.command import (
 from cowtree.cli.img.numbers import parse_number
 from cowtree.cli.img.source import access_of, files_of, source_of
 from cowtree.errors import Refused
-from cowtree.operations.map import Entry, map_chain
+from cowtree.images.map import Entry, map_chain
 
 START = Option(("-s", "--start-offset"), "begin at this guest offset", "OFFSET")
 LENGTH = Option(("-l", "--max-length"), "show at most so many bytes", "LENGTH")

@@ -12,8 +12,8 @@ from cowtree.cli.img.options import Settings, cluster_bits_of, refcount_order_of
 from cowtree.cli.img.pairs import join_lists
 from cowtree.cli.img.source import access_of, files_of, source_of
 from cowtree.errors import WrongUse
-from cowtree.operations.encryption import secret_named
-from cowtree.operations.measure import used_bytes
+from cowtree.images.encryption import secret_named
+from cowtree.images.measure import used_bytes
 from cowtree.plan.create import FALLOC, FULL, OFF, PREALLOCATIONS
 from cowtree.plan.measure import Sizes, measure_bitmaps, measure_qcow2, measure_raw, refuse_too_large
 from cowtree.qcow2.geometry import SUBCLUSTER_CLUSTER_BITS_MIN, Geometry, round_up

@@ -21,13 +21,14 @@ from cowtree.cli.img.command import (
     Option,
     want_names,
 )
-from cowtree.cli.img.main import trouble, warn_further
+from cowtree.cli.img.main import QEMU_IMG, trouble, warn_further
 from cowtree.cli.img.options import BACKING_FORMATS
 from cowtree.cli.img.progress import Progress
+from cowtree.cli.img.readers import find_readers
 from cowtree.cli.img.source import Source, check_cache_modes, files_of, source_of
-from cowtree.errors import ChainError, Locked, MissingImage, Refused, WrongUse
-from cowtree.operations.lineage import record_quietly
-from cowtree.operations.merge import rebase, relink
+from cowtree.errors import ChainError, CowtreeError, Locked, MissingImage, Refused, WrongUse
+from cowtree.images.lineage import record_quietly
+from cowtree.images.merge import rebase, relink
 from cowtree.storage.contract import Access, FileSystem, Storage
 from cowtree.storage.file import LocalFiles
 
@@ -90,15 +91,42 @@ def _move(files: FileSystem, source: Source, link: tuple[str, str | None], progr
 
 
 def _change_link(given: Given, source: Source, link: tuple[str, str | None]) -> None:
-    """Change the link only, and say when it leads nowhere."""
+    """Change the link only, and say when it leads nowhere, or others lie on the image."""
     files = files_of(given)
     layer = gate.open_readable(files, *source, Access.WRITE)
     layer.close()
-    backing = complete_link(files, (layer,), link)
+    backing = complete_link(files, _known_layers(given, files, source, layer), link)
+    if layer.header and layer.header.backing_file is not None and not _is_kept(files, layer, backing):
+        readers = find_readers(given, files, layer.path)
+        if readers:
+            warn_further(given, f"{', '.join(readers)} will show what {layer.path} shows on its new base")
     relink(files, *source, backing=backing)
     record_quietly(files, *source)
     if backing is not None:
         _warn_of(given, files, layer.path, backing[0])
+
+
+def _known_layers(given: Given, files: FileSystem, source: Source, layer: Layer) -> tuple[Layer, ...]:
+    """The image and what backs it now, as far as it is there; qemu-img does not look."""
+    if given.program == QEMU_IMG:
+        return (layer,)
+    try:
+        layers = gate.open_chain(files, *source, Access.SHARED)
+    except CowtreeError:
+        return (layer,)
+    gate.close_all(layers)
+    return tuple(layers)
+
+
+def _is_kept(files: FileSystem, layer: Layer, backing: tuple[str, str] | None) -> bool:
+    """Whether an image that has a base keeps it, under whatever name."""
+    if backing is None or layer.header is None or layer.header.backing_file is None:
+        return False
+    try:
+        old, new = (gate.resolve_name(layer.path, name) for name in (layer.header.backing_file, backing[0]))
+    except ChainError:
+        return False
+    return gate.is_same(files, old, new)
 
 
 def complete_link(files: FileSystem, layers: tuple[Layer, ...], link: tuple[str, str | None]) -> tuple[str, str] | None:

@@ -4,9 +4,10 @@ from typing import Final
 
 from cowtree.chain.view import open_chain
 from cowtree.cli.img.command import FORMAT, IMAGE_OPTS, OBJECT, QUIET, BadWords, Command, Given, Option, want_names
+from cowtree.cli.img.readers import refuse_readers
 from cowtree.cli.img.source import files_of, source_of
 from cowtree.errors import Refused, WrongUse
-from cowtree.operations.resize import resize
+from cowtree.images.resize import resize
 from cowtree.plan.create import OFF, PREALLOCATIONS
 from cowtree.storage.contract import Access
 from cowtree.units import parse_size
@@ -20,7 +21,7 @@ WORD_BITS: Final = 64
 
 
 def run(given: Given) -> int:
-    """Resize, and say so."""
+    """Resize, and say so. What an overlay reads is not cut off."""
     preallocation = given.last("--preallocation") or OFF
     if preallocation not in PREALLOCATIONS:
         raise WrongUse(reason=f"Invalid preallocation mode '{preallocation}'", hint=" or ".join(PREALLOCATIONS))
@@ -29,11 +30,14 @@ def run(given: Given) -> int:
     name, size = want_names(given, 2, "Expecting image file name and size")
     sign = SIGNS.get(size[:1], 0)
     number = _parse_size(size[1:] if sign else size)
-    chain = open_chain(files_of(given), *source_of(given, name), Access.WRITE)
+    files = files_of(given)
+    chain = open_chain(files, *source_of(given, name), Access.WRITE)
     try:
         old_bytes = chain.size_bytes
         new_bytes = _as_signed(old_bytes + sign * number if sign else number)
         _check(given, (old_bytes, new_bytes), preallocation)
+        if new_bytes < old_bytes:
+            refuse_readers(given, files, chain.top.path, past_bytes=new_bytes)
         resize(chain, new_bytes, preallocation)
     finally:
         chain.close()

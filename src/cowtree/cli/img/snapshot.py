@@ -7,9 +7,10 @@ from typing import Final
 from cowtree.chain import gate
 from cowtree.cli.img.command import IMAGE_OPTS, OBJECT, SHARE, BadWords, Command, Given, Option, want_names
 from cowtree.cli.img.info import SNAPSHOT_HEAD, snapshot_line
+from cowtree.cli.img.readers import refuse_readers
 from cowtree.cli.img.source import Source, access_of, files_of, source_of
 from cowtree.errors import ChainError, CowtreeError, Refused, StorageFailed
-from cowtree.operations.info import image_info
+from cowtree.images.info import image_info
 from cowtree.storage.contract import Access, FileSystem
 
 LIST = Option(("-l",), "list all snapshots")
@@ -30,18 +31,27 @@ def run(given: Given) -> int:
     is_read = asked == ["-l"]
     if given.has("-U") and not is_read:
         raise ChainError(path=name, reason="force-share=on can only be used with read-only images", hint="without -U")
-    _look_for_all(files, source, access_of(given) if is_read else Access.WRITE)
+    has_any = _look_for_all(files, source, access_of(given) if is_read else Access.WRITE)
     if is_read:
         show(files, source, access_of(given))
     elif asked:
+        if asked == ["-a"] and has_any:
+            # An overlay would become a mix of what it holds and of another disk.
+            refuse_readers(given, files, source.path)
         change(files, source, asked[0], given.last(asked[0]) or "")
     return 0
 
 
-def _look_for_all(files: FileSystem, source: Source, access: str) -> None:
-    """Look whether all that the image needs is there, and let it go. Raises: what `gate.walk` raises."""
+def _look_for_all(files: FileSystem, source: Source, access: str) -> bool:
+    """Look whether all that the image needs is there, and let it go. Returns: whether there may be snapshots in it.
+    Raises: what `gate.walk` raises.
+    """
+    headers = []
     for layer in gate.walk(files, *source, access, gate.open_readable):
         layer.close()
+        headers.append(layer.header)
+    top = headers[0]
+    return top is not None and top.snapshot_count > 0 and not top.geometry.has_data_file
 
 
 def show(files: FileSystem, source: Source, access: str) -> None:
@@ -54,7 +64,7 @@ def show(files: FileSystem, source: Source, access: str) -> None:
 def change(files: FileSystem, source: Source, action: str, name: str) -> None:
     """Take, apply or delete a snapshot. Raises: Refused in the words of qemu-img, and what opening raises."""
     # Not at the top: whoever lists needs no numpy.
-    from cowtree.operations import snapshot  # noqa: PLC0415
+    from cowtree.images import snapshot  # noqa: PLC0415
 
     try:
         if action == "-c":
