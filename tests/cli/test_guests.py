@@ -66,3 +66,14 @@ def test_a_merge_that_is_completed_is_noted_too(folder, capsys, monkeypatch, wor
     ran = Ran(capsys, "snapshot-revert", "guest", "three")
     assert (ran.status, ran.err) == (0, "warning: what was active is kept as snapshot 'three-tip'\n")
     assert str(folder / "one.qcow2") in qemu_img("info", Ran(capsys, "domblklist", "guest").out.split()[-1])
+
+
+@pytest.mark.parametrize("words", [["commit", "one.qcow2"], ["img", "commit", "-d", "one.qcow2"]])
+def test_an_overlay_of_a_guest_in_another_folder_is_not_ruined(folder, capsys, monkeypatch, tmp_path_factory, words):
+    other = tmp_path_factory.mktemp("other") / "overlay.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", "-b", folder / "base.qcow2", "-F", "qcow2", other)
+    assert Ran(capsys, "adopt", "second", str(other)).status == 0
+    monkeypatch.chdir(folder)
+    ran = Ran(capsys, *words)
+    assert ran.status != 0
+    assert str(other) in ran.err

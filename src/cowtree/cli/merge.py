@@ -50,9 +50,9 @@ HELP: Final = {
 IMAGES: Final = {"commit": "TOP", "pull": "LAYER", "flatten": "LEAF", "delete": "IMAGE", "shorten": "LEAF"}
 EPILOG: Final = (
     "All images that read a file which changes must be part of the merge; else it is refused, and they are named. They "
-    "are looked for in the folders of all images of the family, and in all pools. Of the ways that are left the "
-    "cheapest is taken: down, up, or one file in the place of another. After a stop the same command goes on, and so "
-    "does cowtree recover; cowtree undo takes the last merge back."
+    "are looked for in the folders of all images of the family, in all pools, and where guests have images. Of the "
+    "ways that are left the cheapest is taken: down, up, or one file in the place of another. After a stop the same "
+    "command goes on, and so does cowtree recover; cowtree undo takes the last merge back."
 )
 VERIFY: Final = "--verify"
 ACTS: Final = {

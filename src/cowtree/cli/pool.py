@@ -70,13 +70,17 @@ def _show(pools: list[str], *, is_json: bool) -> None:
 
 
 def find_pools(catalog_path: str | None) -> tuple[list[str], list[MissingImage]]:
-    """The pools that are there, and what to say of those that are not. Raises: CatalogError."""
+    """The pools that are there, with the folders in which guests have images; and what to say of pools that are not
+    there. Raises: CatalogError.
+    """
+    from cowtree.catalog.snapshots import paths  # noqa: PLC0415  whoever names folders needs no database
     from cowtree.catalog.store import open_catalog  # noqa: PLC0415  whoever names folders needs no database
 
     with open_catalog(catalog_path, creates=False) as catalog:
-        pools = catalog.pools()
+        pools, images = catalog.pools(), paths(catalog)
     gone = [path for path in pools if not os.path.isdir(path)]
     hint = "mount what it lies on, or: cowtree pool remove {path}"
-    return [path for path in pools if path not in gone], [
+    folders = [path for path in dict.fromkeys(map(os.path.dirname, images)) if os.path.isdir(path)]
+    return [*dict.fromkeys([path for path in pools if path not in gone] + folders)], [
         MissingImage(path=path, reason="this pool is not there", hint=hint) for path in gone
     ]

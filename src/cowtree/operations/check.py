@@ -3,7 +3,6 @@
 A snapshot whose content is known to be gone is no difference: the catalogue says so itself.
 """
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -21,6 +20,7 @@ from cowtree.domain.definition import Definition, parse
 from cowtree.errors import BrokenXml, ChangedBehind, CowtreeError
 from cowtree.operations import drift
 from cowtree.operations.host import Host
+from cowtree.operations.places import places
 from cowtree.qcow2.snapshots import Snapshot as Entry
 from cowtree.storage.contract import Access, is_there
 
@@ -193,7 +193,7 @@ def _strangers(host: Host, domain: Domain, definition: Definition, known: _Known
     """Images that lie on a domain's files, and are no domain's."""
     own, everyone = known.files[domain.id], {each for files in known.files.values() for each in files}
     sources = [disk.source for disk in definition.disks if disk.source and not _is_gone(host, disk.source)]
-    forest = survey(host.files, [*sources, *filter(os.path.isdir, host.catalog.pools())])
+    forest = survey(host.files, [*sources, *places(host)])
     identities = [_identity(host, node.path) for node in forest.nodes]
     for node, identity in zip(forest.nodes, identities, strict=True):
         base = None if node.parent is None else identities[node.parent]

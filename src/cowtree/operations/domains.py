@@ -14,6 +14,7 @@ from cowtree.errors import CowtreeError, NoSuchDomain, Refused, WrongUse
 from cowtree.images.family import find
 from cowtree.operations import drift
 from cowtree.operations.host import Host, subject
+from cowtree.operations.places import places
 from cowtree.operations.work import at_work
 from cowtree.storage.contract import Access
 
@@ -154,7 +155,7 @@ def _is(host: Host, path: str, identity: tuple[int, int]) -> bool:
 
 def _tell_who_relies(host: Host, path: str) -> None:
     """Tell of images and snapshots that show something else as soon as the guest writes."""
-    kin = find(host.files, path, host.catalog.pools())
+    kin = find(host.files, path, places(host))
     ruined = [*kin.family.paths(kin.family.overlays(kin.find(host.files, path)))]
     ruined += [f"snapshot '{name}' of domain '{domain}'" for domain, name in snapshots.holders(host.catalog, path)]
     if ruined:

@@ -13,7 +13,7 @@ from cowtree.domain.definition import Definition
 from cowtree.domain.moment import DiskRequest, Request
 from cowtree.errors import BrokenXml, MissingImage, NoSuchSnapshot, Refused
 from cowtree.images.snapshot import list_snapshots
-from cowtree.operations import drift
+from cowtree.operations import drift, tell
 from cowtree.operations.host import Host, Subject
 from cowtree.operations.lists import NANOSECONDS, described
 from cowtree.storage.contract import is_there
@@ -44,6 +44,7 @@ def change(host: Host, subject: Subject, snapshot: Snapshot, edited: Request, ma
     description = edited.description or ""
     if edited.name == snapshot.name:
         snapshots.describe(host.catalog, snapshot, name=snapshot.name, description=description)
+        tell.renew(host, subject.domain)
         return
     _refuse_name(host, subject, snapshot, edited.name, manner)
     if manner.clones:
@@ -51,6 +52,7 @@ def change(host: Host, subject: Subject, snapshot: Snapshot, edited: Request, ma
         snapshots.add(host.catalog, subject.domain, copy, snapshots.disks(host.catalog, snapshot.id))
     else:
         snapshots.describe(host.catalog, snapshot, name=edited.name, description=description)
+        tell.renew(host, subject.domain)
 
 
 def _refuse_name(host: Host, subject: Subject, snapshot: Snapshot, name: str, manner: Manner) -> None:

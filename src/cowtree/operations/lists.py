@@ -130,4 +130,4 @@ def sizes(host: Host, disk: Disk) -> Sizes:
         raise Refused(reason=f"invalid argument: disk '{disk.target}' does not currently have a source assigned")
     info = image_info(host.files, disk.source, disk.format or gate.RAW, Access.PROBE)
     physical_bytes = info.size_bytes if disk.type == "block" else host.files.times(disk.source).size_bytes
-    return Sizes(info.size_bytes, min(info.own_size_bytes, physical_bytes), physical_bytes)
+    return Sizes(info.size_bytes, min(info.own_size_bytes or 0, physical_bytes), physical_bytes)
