@@ -78,7 +78,8 @@ class Mixed(Parser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse all that is known of some words."""
         has_verbs = any(action.nargs == argparse.PARSER for action in self._get_positional_actions())
-        if self._is_within or has_verbs:
+        # What stands behind two strokes is no option; argparse does not mix and heed that at once.
+        if self._is_within or has_verbs or "--" in (sys.argv if args is None else args):
             return super().parse_known_args(args, namespace)
         self._is_within = True
         try:
