@@ -1,0 +1,1 @@
+"""QEMU's monitor protocol: its vocabulary as tables, and a thin shell around a socket."""
