@@ -22,6 +22,7 @@ TOOLS = {
     "qemu-img": "qemu-utils",
     "qemu-io": "qemu-utils",
     "qemu-nbd": "qemu-utils",
+    "qemu-storage-daemon": "qemu-system-common",
     "strace": "strace",
 }
 

@@ -48,8 +48,9 @@ def test_options_that_count_are_known():
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("nbd://host/a", "What an NBD server exports cannot be opened by its address"),
-        ("json:{'driver':'nbd'}", "Unknown driver 'nbd'"),
+        ("json:{'driver':'nbd'}", "NBD server address missing"),
+        ("json:{'driver':'nbd','host':'a','nope':1}", "Block protocol 'nbd' doesn't support the option 'nope'"),
+        ("json:{'driver':'http'}", "Unknown driver 'http'"),
         ("json:{'driver':'qcow2'}", 'A block device must be specified for "file"'),
         ("json:{}", "Must specify either driver or file"),
         ("json:{'file':'a'}", "Cannot find device='a' nor node-name='a'"),
@@ -62,6 +63,36 @@ def test_options_that_count_are_known():
 def test_what_is_no_local_file_is_refused(name: str, reason: str):
     with pytest.raises(ChainError, match=reason):
         parse(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "location"),
+    [
+        ("nbd:host:9", "nbd://host:9", "nbd://host:9/"),
+        ("nbd+unix:///a?socket=s", "nbd+unix:///a?socket=s", "nbd+unix:///a?socket=s"),
+        ("json:{'driver':'nbd','path':'s ?'}", "nbd+unix://?socket=s ?", "nbd+unix:///?socket=s%20%3F"),
+        (
+            "json:{'driver':'qcow2','file':{'driver':'nbd','server':{'type':'inet','host':'a','port':'9'}}}",
+            *("nbd://a:9", "nbd://a:9/"),
+        ),
+        ("nbds://host/a", "nbds://host:10809/a", "nbds://host:10809/a"),
+    ],
+)
+def test_what_a_server_exports_is_shown_as_stock_shows_it(name: str, path: str, location: str):
+    found = parse(name)
+    assert (found.path, found.location) == (path, location)
+    assert not parse("a").location
+
+
+def test_a_part_of_an_export_is_shown_with_its_server():
+    found = parse("json:{'driver':'raw','offset':512,'file':{'driver':'nbd','path':'s','export':'a'}}")
+    node = {"driver": "nbd", "path": "s", "export": "a"}
+    assert found.full_options("raw") == {"driver": "raw", "offset": 512, "file": node}
+
+
+def test_a_file_is_never_taken_for_an_address():
+    assert parse("json:{'driver':'file','filename':'nbd:host:9'}").path == "./nbd:host:9"
+    assert parse("file:nbd:host:9").path == "./nbd:host:9"
 
 
 def test_options_that_a_format_does_not_take_are_refused():

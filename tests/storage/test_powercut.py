@@ -37,6 +37,12 @@ def test_before_anything_happens_all_is_as_it_was():
     assert states({"a": b"abc", "b": b""}) == [{"a": b"abc", "b": b""}]
 
 
+def test_a_state_counts_again_after_a_mark():
+    log = [A, Wrote(1, 0, b"x"), Synced(1), Synced(1)]
+    found = list(durable_states({"a": b"x"}, log, 0, marks=[3]))
+    assert [(state.number, state.files.content("a")) for state in found] == [(0, b"x"), (3, b"x")]
+
+
 def test_a_write_is_there_or_not_until_it_is_synced():
     assert contents(b"..", Wrote(1, 0, b"x")) == [b"..", b"x."]
     assert contents(b"..", Wrote(1, 0, b"x"), Synced(1), Wrote(1, 1, b"y")) == [b"..", b"x.", b"xy"]

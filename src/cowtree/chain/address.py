@@ -1,6 +1,7 @@
 """What the name of an image means: which file it is, and how that is to be opened.
 
-A name is a path, `file:PATH` or `json:{...}`; as in QEMU it is an address when a colon comes before the first slash.
+A name is a path, `file:PATH`, `json:{...}` or what an NBD server exports (`place.py`); as in QEMU it is an address when
+a colon comes before the first slash.
 Names stay strings until they are opened, and this module opens nothing. The standard library only.
 
     parse("disk.qcow2").path                                                    == "disk.qcow2"
@@ -9,21 +10,28 @@ Names stay strings until they are opened, and this module opens nothing. The sta
 
 import json
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cowtree.chain import relaxed
-from cowtree.chain.drivers import DRIVERS, FILE_DRIVERS, PROTOCOLS, SWITCHES, check_options, to_text
+from cowtree.chain.drivers import DRIVERS, FILE_DRIVERS, NBD, PROTOCOLS, SWITCHES, check_options, to_text
 from cowtree.chain.relaxed import Value
 from cowtree.errors import ChainError
 from cowtree.units import parse_size
+
+if TYPE_CHECKING:
+    from cowtree.chain.place import Place
 
 JSON, FILE = "json", "file"
 Options = dict[str, Value]
 # What changes which bytes are seen, so that a path alone is not enough to say what is open.
 _STRONG: Final = {"raw": ("offset", "size"), "qcow2": ("encrypt.key-secret",), "luks": ("key-secret",)}
+_NBD_STRONG: Final = (
+    *("host", "port", "path", "export", "tls-creds", "tls-hostname", "filename"),
+    *("server.type", "server.host", "server.port", "server.path"),
+)
 _CHILDREN: Final = ("file", "backing", "data-file")
 _EXAMPLE: Final = "json:{'driver':'qcow2','file.filename':'PATH'}"
-NBD_PROTOCOLS: Final = ("nbd", "nbd+tcp", "nbd+unix", "nbds")
+NBD_SCHEMES: Final = ("nbd", "nbd+tcp", "nbd+unix", "nbds", "nbds+tcp", "nbds+unix")
 _ELSEWHERE: Final = "a copy of it in a local file"
 
 
@@ -39,13 +47,15 @@ WHOLE: Final = Window(0, None)
 
 class Address(NamedTuple):
     """Where an image is. `name` is how it was called, `options` all that was said of it, keys with dots between;
-    `inner` are raw nodes between the image and its file, the innermost first.
+    `inner` are raw nodes between the image and its file, the innermost first. With a `location` it is what a server
+    exports: `path` is how people see that, and the location what is opened.
     """
 
     name: str
     path: str
     options: Options
     inner: tuple[Window, ...] = ()
+    location: str = ""
 
     @property
     def format(self) -> str | None:
@@ -99,6 +109,8 @@ class Address(NamedTuple):
             file = below(file, "file")
         drivers = [image_format, *["raw"] * len(self.inner)]
         found: Options = {"driver": _driver(self.name, file) or FILE, "filename": self.path}
+        if self.location:
+            found = {"driver": NBD, **{key: value for key, value in file.items() if key in _NBD_STRONG}}
         is_plain = not self.inner
         for driver, node in reversed(list(zip(drivers, nodes, strict=True))):
             strong = {key: node[key] for key in _STRONG.get(driver, ()) if key in node}
@@ -117,6 +129,11 @@ def has_protocol(name: str) -> bool:
     return ":" in name.partition("/")[0]
 
 
+def is_export(name: str) -> bool:
+    """Whether a name is the address of what a server exports."""
+    return ":" in name and name.partition(":")[0] in NBD_SCHEMES
+
+
 def is_json(name: str) -> bool:
     """Whether the name is a list of options."""
     return name.startswith(f"{JSON}:")
@@ -133,7 +150,7 @@ def name_of(options: Mapping[str, Value]) -> str:
 
 
 def parse(name: str) -> Address:
-    """What a name means. Raises: ChainError when it is no local file, or when its options make no sense."""
+    """What a name means. Raises: ChainError when it is no file and no export, or when its options make no sense."""
     return from_options(name, options_of(name))
 
 
@@ -147,9 +164,9 @@ def options_of(name: str) -> Options:
         return {"file.filename": f"./{path}" if has_protocol(path) else path}
     if protocol == JSON:
         return _read_json(name, path)
+    if protocol in NBD_SCHEMES:
+        return {"file.driver": NBD, "file.filename": name}
     hint = f"./{name} for a file of this name, or a copy in a local file"
-    if protocol in NBD_PROTOCOLS:
-        raise ChainError(path=name, reason="What an NBD server exports cannot be opened by its address", hint=hint)
     raise ChainError(path=name, reason=f"Unknown protocol '{protocol}'", hint=hint)
 
 
@@ -188,6 +205,9 @@ def from_options(name: str, options: Options) -> Address:
             _check_node(name, between, file)
             inner.insert(0, _window(file))
             file = _child(name, file, between)
+    if _driver(name, file) == NBD:
+        place = _place(name, file)
+        return Address(name, place.address, options, tuple(inner), place.location)
     return Address(name, _path(name, file), options, tuple(inner))
 
 
@@ -219,7 +239,16 @@ def _path(name: str, file: Options) -> str:
     if path is None or not to_text(path):
         raise ChainError(path=name, reason=f"The '{driver}' block driver requires a file name", hint=_EXAMPLE)
     _check_node(name, driver, file)
-    return to_text(path)
+    # What is opened by its name is a file, whatever it looks like.
+    return f"./{to_text(path)}" if is_export(to_text(path)) else to_text(path)
+
+
+def _place(name: str, file: Options) -> "Place":
+    """What a server exports. Raises: ChainError."""
+    from cowtree.chain import place  # noqa: PLC0415 # `img info` of a file does without
+
+    _check_node(name, NBD, file)
+    return place.from_options(name, {key: to_text(value) for key, value in file.items() if value is not None})
 
 
 def _check_node(name: str, driver: str, options: Mapping[str, Value]) -> None:

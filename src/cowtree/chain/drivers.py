@@ -15,9 +15,10 @@ TEXT, SWITCH, SIZE, NUMBER = "text", "switch", "size", "number"
 Kind = str | tuple[str, ...]
 
 FORMATS: Final = ("raw", "qcow2", "luks", "vmdk", "vhdx", "vpc", "vdi")
-FILE_DRIVERS: Final = ("file", "host_device")
+NBD: Final = "nbd"
+FILE_DRIVERS: Final = ("file", "host_device", NBD)
 PROTOCOLS: Final = (
-    *("nbd", "nbd+tcp", "nbd+unix", "http", "https", "ftp", "ftps", "ssh", "sftp", "iscsi", "iser", "nfs", "rbd"),
+    *("nbd+tcp", "nbd+unix", "http", "https", "ftp", "ftps", "ssh", "sftp", "iscsi", "iser", "nfs", "rbd"),
     *("gluster", "gluster+tcp", "gluster+unix", "gluster+rdma", "nvme", "vhost-user-blk", "host_cdrom"),
 )
 DRIVERS: Final = (*FORMATS, *FILE_DRIVERS)
@@ -52,6 +53,12 @@ _FILE: Final[dict[str, Kind]] = {
     "drop-cache": SWITCH,
     "x-check-cache-dropped": SWITCH,
 }
+_NBD: Final[dict[str, Kind]] = {
+    **dict.fromkeys(("filename", "host", "port", "path", "export", "tls-creds", "tls-hostname"), TEXT),
+    **dict.fromkeys(("server.host", "server.port", "server.path"), TEXT),
+    "server.type": ("inet", "unix"),
+    **dict.fromkeys(("reconnect-delay", "open-timeout"), NUMBER),
+}
 _QCOW2: Final[dict[str, Kind]] = {
     **dict.fromkeys(("lazy-refcounts", "pass-discard-request", "pass-discard-snapshot", "pass-discard-other"), SWITCH),
     **dict.fromkeys(("overlap-check", "overlap-check.template"), TEXT),
@@ -69,6 +76,7 @@ _QCOW2: Final[dict[str, Kind]] = {
 }
 _OPTIONS: Final[dict[str, dict[str, Kind]]] = {
     **{each: {**_COMMON, **_FILE} for each in FILE_DRIVERS},
+    NBD: {**_COMMON, **_NBD},
     "raw": {**_COMMON, "offset": SIZE, "size": SIZE},
     "qcow2": {**_COMMON, **_QCOW2},
     "luks": {**_COMMON, "key-secret": TEXT},

@@ -2,8 +2,8 @@
 
 - A format is given, or declared by the overlay; only where neither says so is the magic number looked at. What was
   declared raw stays raw, whatever its first bytes are.
-- Names inside images are inert text until `resolve_name`. `json:{...}` inside an image is followed only when the files
-  say so (`follows_addresses`); addresses that are no files are refused.
+- Names inside images are inert text until `resolve_name`. `json:{...}` inside an image and the address of an export are
+  followed only when the files say so (`follows_addresses`); all other addresses are refused.
 - A chain is at most 256 layers deep and holds each file once (device, inode).
 - Every file is opened under QEMU's locks.
 
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 LAYER_COUNT_MAX = 256
 HEADER_BYTES = 4096
 RAW, QCOW2, LUKS = "raw", "qcow2", "luks"
+NO_EXPORTS = "What an NBD server exports cannot be opened by its address"
 FORMATS = (RAW, QCOW2, LUKS, *foreign.FORMATS)
 
 
@@ -134,9 +135,12 @@ def resolve_name(holder: str, name: str) -> str:
     Raises: ChainError when it is an address and not a file name.
     """
     try:
-        return parse(locate(holder, name)).path
+        address = parse(locate(holder, name))
     except ChainError:
         raise _no_file(holder, name) from None
+    if address.location:
+        raise _no_file(holder, name)
+    return address.path
 
 
 def _no_file(holder: str, name: str) -> ChainError:
@@ -220,7 +224,7 @@ def open_alone(files: FileSystem, name: str, image_format: str | None = None, ac
     if address.is_read_only and access == Access.WRITE:
         raise ChainError(path=name, reason="Block node is read-only", hint="the same without read-only")
     try:
-        file = files.open(address.path, Access.SHARED if address.is_shared and access == Access.READ else access)
+        file = open_file(files, address, Access.SHARED if address.is_shared and access == Access.READ else access)
         try:
             layer = _layer_over(_parts(address, address.inner, file), address, wanted)
             return _open_foreign(files, layer, access) if layer.format in foreign.FORMATS else layer
@@ -229,6 +233,22 @@ def open_alone(files: FileSystem, name: str, image_format: str | None = None, ac
             raise
     except PlacedError as error:
         error.facts.setdefault("name", name)
+        raise
+
+
+def open_file(files: FileSystem, address: Address, access: str) -> Storage:
+    """The file of an image, or the export where addresses are followed. Raises: ChainError where they are not, and what
+    `files.open` raises.
+    """
+    if not address.location:
+        return files.open(address.path, access)
+    if not files.follows_addresses:
+        hint = "./{name} for a file of this name, or a copy in a local file"
+        raise ChainError(path=address.path, name=address.name, reason=NO_EXPORTS, hint=hint)
+    try:
+        return files.open(address.location, access)
+    except PlacedError as error:
+        error.facts.setdefault("name", address.name)
         raise
 
 
@@ -338,7 +358,7 @@ def _open_data_file(files: FileSystem, layer: Layer, header: qcow2.Header, acces
         elif "filename" in given:
             given = {"driver": "file", **given}
         address = from_options(layer.name, given)
-        return _parts(address, (*address.inner, address.window), files.open(address.path, access))
+        return _parts(address, (*address.inner, address.window), open_file(files, address, access))
     if header.data_file is None:
         raise BrokenHeader(path=layer.path, reason="'data-file' is required for this image")
     return files.open(data_file_path(layer.path, header.data_file), access)

@@ -94,7 +94,7 @@ def open_to_check(files: FileSystem, name: str, image_format: str | None = None,
     path, image_format = address.path, address.format if image_format is None else image_format
     if image_format not in (None, gate.QCOW2) or address.inner:
         return gate.open_layer(files, name, image_format, access)
-    file = files.open(path, access)
+    file = gate.open_file(files, address, access)
     try:
         if image_format is None and (found := gate.probe(file)) != gate.QCOW2:
             return Layer(path, found, file, file.size_bytes, None, None, True, address=address)

@@ -18,14 +18,15 @@ from cowtree.units import SECTOR_BYTES
 
 
 class ImageInfo(NamedTuple):
-    """One image. `header` is None for raw; `own_size_bytes` is what its file takes on disk; `backing_path` is how the
-    backing file would be opened from here, or None; `volume` says how guest data is encrypted.
+    """One image. `header` is None for raw; `own_size_bytes` is what its file takes on disk, None for what a server
+    exports; `backing_path` is how the backing file would be opened from here, or None; `volume` says how guest data is
+    encrypted.
     """
 
     path: str
     format: str
     size_bytes: int
-    own_size_bytes: int
+    own_size_bytes: int | None
     header: Header | None
     snapshots: tuple[Snapshot, ...]
     bitmaps: tuple[Bitmap, ...]
@@ -62,13 +63,13 @@ def _describe(layer: Layer) -> ImageInfo:
             if key.split(".")[0] == "backing":
                 reason = f"Block format '{layer.format}' does not support the option '{key}'"
                 raise ChainError(path=layer.path, name=layer.name, reason=reason)
-        header = layer.header
+        header, is_remote = layer.header, bool(layer.address and layer.address.location)
         backing = header.backing_file if header else None
         return ImageInfo(
             path=layer.path,
             format=layer.format,
             size_bytes=layer.size_bytes,
-            own_size_bytes=os.stat(layer.path).st_blocks * SECTOR_BYTES,
+            own_size_bytes=None if is_remote else os.stat(layer.path).st_blocks * SECTOR_BYTES,
             header=header,
             snapshots=read_snapshots(layer, header)[0] if header else (),
             bitmaps=read_bitmaps(layer, header)[1] if header else (),

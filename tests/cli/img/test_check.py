@@ -103,7 +103,7 @@ def damaged(sound: Path, tmp_path: Path, damage: Damage) -> Path:
 @pytest.mark.parametrize("way", ["", "--output=json", "-f raw", "-f qcow2"])
 def test_every_kind_of_image_is_checked_as_stock_does(zoo: Path, way: str):
     for name in names(zoo):
-        # QEMU follows the name of a server and wants a key to look at tables; nobody here does.
+        # QEMU asks the server of what backs the image and wants a key to look at tables; neither is needed here.
         if name not in ("over-nbd.qcow2", "aes.qcow2"):
             read_both(zoo, "check", *way.split(), name).assert_same_reading()
 

@@ -61,7 +61,8 @@ def test_a_list_of_options_names_format_and_file(text: str, source: Source):
     [
         ("a", "Cannot find device='a' nor node-name='a'"),
         ("driver=qcow2", 'A block device must be specified for "file"'),
-        ("driver=qcow2,file.driver=nbd,file.filename=a", "Unknown driver 'nbd'"),
+        ("driver=qcow2,file.driver=nbd,file.filename=a", "No valid URL specified"),
+        ("driver=nbd,host=a", "What an NBD server exports cannot be opened by its address"),
         ("driver=qcow2,file.filename=a,file.nope=1", "Block protocol 'file' doesn't support the option 'nope'"),
     ],
 )

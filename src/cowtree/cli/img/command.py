@@ -34,6 +34,7 @@ class Given:
         self.program = program
         self.names = names
         self.secrets: dict[str, bytes] = {}
+        self.credentials: dict[str, str] = {}
         self._options = options
 
     def has(self, name: str) -> bool:

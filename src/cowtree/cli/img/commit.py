@@ -41,6 +41,7 @@ def run(given: Given) -> int:
     source, files = source_of(given, name), files_of(given)
     layers = gate.open_chain(files, *source, Access.WRITE)
     gate.close_all(layers)
+    _refuse_exports(layers)
     if layers[0].header and layers[0].header.is_corrupt:
         # It is refused even when it is only read from, as it is opened for writing like any other.
         raise MarkedCorrupt(path=source.path)
@@ -58,6 +59,14 @@ def run(given: Given) -> int:
     if not given.has("-q"):
         print("Image committed.")
     return 0
+
+
+def _refuse_exports(layers: tuple[Layer, ...]) -> None:
+    """Refuse a chain that is not all here, for nobody can tell who else reads it. Raises: ChainError."""
+    for layer in layers:
+        if layer.address and layer.address.location:
+            hint = f"a copy of {{path}} in a local file, and cowtree img rebase -u -b COPY -F FORMAT {layers[0].path}"
+            raise ChainError(path=layer.path, reason="Nothing is committed over what a server exports", hint=hint)
 
 
 def prove(given: Given, files: FileSystem, layers: tuple[Layer, ...], base: str) -> Permit:

@@ -49,7 +49,7 @@ def to_text(info: ImageInfo) -> str:
         f"image: {_shown_name(info)}",
         f"file format: {_shown_format(info)}",
         f"virtual size: {format_size(info.size_bytes)} ({info.size_bytes} bytes)",
-        f"disk size: {format_size(info.own_size_bytes)}",
+        f"disk size: {'unavailable' if info.own_size_bytes is None else format_size(info.own_size_bytes)}",
     ]
     header, specific = info.header, _specific_of(info)
     if header is None and specific is None:
@@ -143,8 +143,8 @@ def to_object(info: ImageInfo) -> qobject.Value:
         "virtual-size": info.size_bytes,
         "filename": _shown_name(info),
         "format": _shown_format(info),
-        "actual-size": info.own_size_bytes,
-        "dirty-flag": False,
+        # Of what a server exports nothing more is known.
+        **({} if info.own_size_bytes is None else {"actual-size": info.own_size_bytes, "dirty-flag": False}),
     }
     header, specific = info.header, _specific_of(info)
     if specific is not None:

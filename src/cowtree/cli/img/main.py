@@ -8,10 +8,10 @@ import importlib
 import sys
 
 from cowtree import __version__
-from cowtree.chain.address import is_json
+from cowtree.chain.address import is_export, is_json
 from cowtree.chain.gate import FORMATS
 from cowtree.cli.img.command import HELP, BadWords, Command, Given, Option, describe, parse, split_words
-from cowtree.cli.img.objects import objects_help, read_secrets
+from cowtree.cli.img.objects import objects_help, read_credentials, read_secrets
 from cowtree.cli.img.source import spelled
 from cowtree.errors import (
     ChainError,
@@ -98,6 +98,7 @@ def _run(command: Command, given: Given) -> int:
             print(help_text)
             return 0
         given.secrets = read_secrets(objects)
+        given.credentials = read_credentials(objects)
         status = 1
         return command.run(given)
     except BadWords:
@@ -117,7 +118,7 @@ def overview(program: str) -> str:
 
 def trouble(error: CowtreeError) -> str:
     """What is wrong with one file, in qemu-img's words; the caller has said what it was opened for."""
-    if isinstance(error, MissingImage):
+    if isinstance(error, MissingImage) and not is_export(error.facts["path"]):
         return f"Could not open '{error.facts['path']}': {error.reason}"
     if isinstance(error, StorageFailed) and error.facts.get("action") == "create":
         return f"Could not create '{error.facts['path']}': {error.facts['reason']}"

@@ -1,4 +1,6 @@
-"""The objects that `--object` describes: secrets, which open encrypted images. No message ever holds one."""
+"""The objects that `--object` describes: secrets, which open encrypted images, and certificates, which open exports. No
+message ever holds a secret.
+"""
 
 import base64
 import re
@@ -8,6 +10,7 @@ from typing import Final
 from cowtree.cli.img.pairs import parse_pairs, wants_help
 from cowtree.errors import WrongUse
 
+_CERTIFICATES: Final = "tls-creds-x509"
 _SECRET_KEYS: Final = ("qom-type", "id", "data", "file", "format", "keyid", "iv")
 _FORMATS: Final = ("raw", "base64")
 # What qemu-img makes too; none of them changes what a command does to an image.
@@ -61,6 +64,15 @@ def read_secrets(texts: Iterable[str]) -> dict[str, bytes]:
         names.add(name or "")
         if kind == "secret":
             found[name or ""] = _read_secret(given, found)
+    return found
+
+
+def read_credentials(texts: Iterable[str]) -> dict[str, str]:
+    """The folders with certificates for clients among the objects, by the names of the objects."""
+    found: dict[str, str] = {}
+    for given in map(_pairs, texts):
+        if given.get("qom-type") == _CERTIFICATES and given.get("endpoint", "client") == "client" and "dir" in given:
+            found[given.get("id", "")] = given["dir"]
     return found
 
 

@@ -3,11 +3,13 @@
 from typing import Final, NamedTuple
 
 from cowtree.chain.address import FILE, has_protocol, name_of, options_of, parse
+from cowtree.chain.gate import NO_EXPORTS
 from cowtree.chain.relaxed import Value
 from cowtree.cli.img.command import Given
 from cowtree.cli.img.pairs import parse_pairs
-from cowtree.errors import WrongUse
-from cowtree.storage.contract import Access
+from cowtree.errors import ChainError, WrongUse
+from cowtree.nbd.files import AddressFiles
+from cowtree.storage.contract import Access, FileSystem
 from cowtree.storage.file import LocalFiles
 
 CACHE_MODES: Final = ("none", "off", "writeback", "writethrough", "directsync", "unsafe")
@@ -22,7 +24,10 @@ class Source(NamedTuple):
     @property
     def path(self) -> str:
         """The path of its file. Raises: ChainError when it is no local file."""
-        return parse(self.name).path
+        address = parse(self.name)
+        if address.location:
+            raise ChainError(path=address.path, name=self.name, reason=NO_EXPORTS, hint="a copy of it in a local file")
+        return address.path
 
 
 def local_path(name: str) -> str:
@@ -65,9 +70,9 @@ def spelled(given: Given, name: str) -> str:
     return name
 
 
-def files_of(given: Given) -> LocalFiles:
-    """The files of this machine. What images say of others is followed as far as QEMU does."""
-    return LocalFiles(given.secrets, follows_addresses=True)
+def files_of(given: Given) -> FileSystem:
+    """The files of this machine, and what servers export. What images say of others is followed as far as QEMU does."""
+    return AddressFiles(LocalFiles(given.secrets, follows_addresses=True), given.credentials)
 
 
 def access_of(given: Given) -> str:
