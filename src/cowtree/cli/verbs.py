@@ -6,7 +6,7 @@ import sys
 from typing import Any, Final, NoReturn, Protocol
 
 from cowtree import __version__
-from cowtree.cli import digest, merge, pool, recover, relocate, tree, trim, undo, verify
+from cowtree.cli import digest, merge, pool, recover, relocate, serve, tree, trim, undo, verify
 from cowtree.cli.domain import catalog, policy
 from cowtree.cli.domain.main import MODULES
 from cowtree.cli.domain.main import run as run_domain_verb
@@ -31,6 +31,7 @@ VERBS: Final[dict[str, Verb]] = {
     "relocate": relocate,
     "pool": pool,
     "verify": verify,
+    "serve": serve,
     "catalog": catalog,
     "policy": policy,
     "tidy": policy.Tidying(),

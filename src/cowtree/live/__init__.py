@@ -1,0 +1,1 @@
+"""Disks that are served while they are read, written and changed below."""
