@@ -38,7 +38,7 @@ def test_before_anything_happens_all_is_as_it_was():
 
 
 def test_a_state_counts_again_after_a_mark():
-    log = [A, Wrote(1, 0, b"x"), Synced(1), Synced(1)]
+    log: list[Event] = [A, Wrote(1, 0, b"x"), Synced(1), Synced(1)]
     found = list(durable_states({"a": b"x"}, log, 0, marks=[3]))
     assert [(state.number, state.files.content("a")) for state in found] == [(0, b"x"), (3, b"x")]
 
