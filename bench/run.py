@@ -16,6 +16,8 @@ import cowtree
 from bench.clone_merge import clone_verbs, estimates
 from bench.images import make_dense, make_filled, make_huge, make_pair, qemu_img, scatter_runs
 from bench.planning import planning
+from bench.serve import serve
+from bench.snapshots import snapshot_lists
 from bench.timing import BIN, Candidate, Promise, in_turn, measure, on_copies
 from bench.verbs import delete_base, fingerprints, forest, merge_verbs
 from cowtree.images.family import permit_commit
@@ -168,6 +170,8 @@ def main(names: list[str]) -> int:
         "verbs": merge_verbs,
         "forest": forest,
         "fingerprint": fingerprints,
+        "lists": snapshot_lists,
+        "serve": serve,
     }
     # As pip does when it installs.
     compileall.compile_dir(Path(cowtree.__file__).parent, quiet=1)

@@ -1,5 +1,5 @@
 """Measures how fast a disk is served, against qemu-nbd on the same image in the same run, and through 20 layers against
-one: `python -m bench.serve [NAME ...]`.
+one.
 
 Each pair takes turns in short rounds, so both meet the same noise; what counts is the median of the ratios.
 """
@@ -9,8 +9,6 @@ import os
 import shutil
 import statistics
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -135,16 +133,9 @@ def deep(folder: Path, loads: Sequence[Load]) -> list[Promise]:
         return compare(first, second, reads, DEEP_RATIO_MIN)
 
 
-def main() -> int:
-    """Measure all, or the loads whose names hold one of the words given. Returns: 1 when a promise is not kept."""
-    words = sys.argv[1:]
-    loads = [load for load in LOADS if not words or any(word in load.name for word in words)]
-    found: list[Promise] = []
-    for act in (against_stock, deep):
-        with tempfile.TemporaryDirectory(prefix="cowtree-bench-") as folder:
-            found += act(Path(folder), loads)
-    return int(not all(each.is_kept for each in found))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def serve(folder: Path) -> list[Promise]:
+    """All loads, against stock and through many layers."""
+    places = folder / "stock", folder / "deep"
+    for place in places:
+        place.mkdir()
+    return [*against_stock(places[0], LOADS), *deep(places[1], LOADS)]

@@ -314,7 +314,7 @@ def test_what_was_cut_short_is_told_by_the_next_command(guest: Make, catalog: Pa
 
 @pytest.mark.slow
 def test_ten_thousand_snapshots_are_drawn_in_a_second(guest: Make, catalog: Path, tmp_path: Path):
-    """Of the processor's time, for others may use it as well; `python -m bench.snapshots` tells the whole."""
+    """Of the processor's time, for others may use it as well; `make bench` tells the whole."""
     vm = guest("vm")
     with open_catalog(str(catalog)) as opened:
         fill(opened, vm.folder / "vm.qcow2", reach=100)
