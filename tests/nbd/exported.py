@@ -1,5 +1,6 @@
 """Owns exports of files by our server and by stock qemu-nbd, and storages over them that grow as files do."""
 
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -78,18 +79,25 @@ def exported(kind: str, raw: Path, *options: str) -> Iterator[str]:
     words = ["qemu-nbd", "-t", "-e", "8", "-f", "raw", "-x", "disk", "-k", str(path), "--discard=unmap", *options]
     server = subprocess.Popen([*words, str(raw)])
     try:
-        end_s = time.monotonic() + WAIT_S
-        while not path.exists():
-            assert time.monotonic() < end_s
-            time.sleep(0.01)
+        wait_for_server(path)
         yield address
     finally:
-        server.terminate()
-        try:
-            server.wait(WAIT_S)
-        finally:
-            server.kill()
-            server.wait()
+        # Asked to end while it starts, it may forget that.
+        server.kill()
+        server.wait()
+
+
+def wait_for_server(path: Path) -> None:
+    """Wait until somebody takes connections there; the socket has its name before anybody listens."""
+    end_s = time.monotonic() + WAIT_S
+    while True:
+        with socket.socket(socket.AF_UNIX) as peer:
+            try:
+                peer.connect(str(path))
+                return
+            except (FileNotFoundError, ConnectionRefusedError):
+                assert time.monotonic() < end_s
+        time.sleep(0.01)
 
 
 @contextmanager

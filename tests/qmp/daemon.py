@@ -88,5 +88,5 @@ def storage_daemon() -> Iterator[partial[Monitor]]:
         try:
             yield partial(Monitor, path, may_greet_twice=True)
         finally:
-            process.terminate()
+            process.kill()
             process.wait(PATIENCE_S)

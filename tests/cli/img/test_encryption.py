@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 
 SECRETS = ("--object", "secret,id=s,data=correct horse", "--object", "secret,id=wrong,data=battery staple")
 QCOW2 = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
+RETRY_COUNT = 20
 LUKS = "key-secret=s,iter-time=10"
 SUITES = (
     {"cipher-alg": "aes-128"},
@@ -245,6 +246,10 @@ def test_an_encrypted_image_is_measured(tmp_path: Path, image_format: str, optio
     make_source(tmp_path)
     words = ("measure", *SECRETS, "-O", image_format, "-o", options, *size)
     expected, result = run_stock(tmp_path, *words), run_cowtree(tmp_path, *words)
+    for _ in range(RETRY_COUNT):
+        # On a busy machine stock cannot tell how fast it is.
+        if "CPU usage" in expected.stderr:
+            expected = run_stock(tmp_path, *words)
     assert (result.status, result.stdout) == (expected.status, expected.stdout)
     assert result.stderr.startswith(expected.stderr.strip())
 
