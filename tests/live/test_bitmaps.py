@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from cowtree.errors import RequestFailed
 from cowtree.live import bitmaps as subject
 from cowtree.live.disk import Disk
+from cowtree.live.snapshot import snapshot
 from cowtree.storage.file import LocalFiles
 from tests.live.guests import serving
 from tests.qemu import assert_clean, qemu_img, qemu_io
@@ -68,3 +70,16 @@ def test_a_long_answer_ends_early(path: Path, monkeypatch):
     monkeypatch.setattr(subject, "BITS_MAX", 8)
     with serving(LocalFiles(), str(path)) as disk:
         assert disk.status(BITS, GRAIN, 40 * GRAIN) == [(GRAIN, 1), (6 * GRAIN, 0)]
+
+
+def test_a_bitmap_stays_below_an_overlay(path: Path):
+    overlay = str(path) + ".new"
+    with serving(LocalFiles(), str(path)) as disk:
+        disk.write(5 * GRAIN, memoryview(b"x"), is_durable=False)
+        snapshot(LocalFiles(), [disk], [overlay])
+        disk.write(9 * GRAIN, memoryview(b"x"), is_durable=False)
+        assert disk.contexts[2:] == []
+        with pytest.raises(RequestFailed):
+            disk.status(BITS, 0, GRAIN)
+    with serving(LocalFiles(), str(path)) as disk:
+        assert dirty(disk) == [0, 1, 5]

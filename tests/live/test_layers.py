@@ -54,3 +54,17 @@ def test_a_chain_is_put_together_again():
     chain = open_chain(made.files, made.top)
     assert Layers(chain).chain == Chain(chain.layers, chain.images)
     chain.close()
+
+
+def test_layers_keep_their_numbers_when_others_come_and_go():
+    made = family("A", "B", "C")
+    chain = open_chain(made.files, made.top)
+    layers = Layers(chain.below(1))
+    assert layers.numbers == [0, 1]
+    number = layers.add(chain.top, chain.images[0])
+    assert layers.numbers == [number, 0, 1]
+    assert layers.drop(0) == chain.layers[1]
+    assert layers.numbers == [number, 1]
+    assert layers.add(chain.layers[1], chain.images[1]) not in (0, 1, number)
+    assert guest_map.code_of(0, ex.DATA) not in layers.files
+    chain.close()

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+from cowtree.chain import view
 from cowtree.chain.view import open_chain
+from cowtree.live import sight as subject
 from cowtree.live.sight import Sight
 from cowtree.storage.file import LocalFiles
 from tests.crash import guest_view
@@ -44,4 +46,24 @@ def test_depth_costs_nothing_once_a_window_is_known(monkeypatch):
         monkeypatch.setattr(layer.file, "pread", None)
         monkeypatch.setattr(layer.file, "preadv", None)
     assert sight.read(0, sight.size_bytes) == b"".join(bytes([sign]) * CLUSTER_BYTES for sign in b"ABCDEFGZ")
+    sight.layers.close()
+
+
+def test_what_is_forgotten_while_it_is_looked_up_is_looked_up_again(monkeypatch):
+    made = family("A-", "BB")
+    sight = Sight(open_chain(made.files, made.top))
+    found = list[int]()
+
+    def resolve(*words, **more):
+        # Only the layers below are looked up without the lock.
+        if more:
+            found.append(1)
+            if len(found) < 3:
+                sight.forget()
+        return view.resolve(*words, **more)
+
+    monkeypatch.setattr(subject, "resolve", resolve)
+    assert sight.read(CLUSTER_BYTES, 1) == b"B"
+    assert len(found) == 3
+    assert list(sight.map.known())
     sight.layers.close()

@@ -79,3 +79,29 @@ def test_a_drain_waits_for_requests_and_holds_new_ones():
     for thread in threads:
         thread.join(10)
     assert said == ["first ends", "drained", "drain ends", "second begins"]
+
+
+def test_to_wait_past_holds_nobody():
+    traffic, entered, leave, said = Traffic(), threading.Event(), threading.Event(), list[str]()
+
+    def request() -> None:
+        slot = traffic.enter()
+        entered.set()
+        leave.wait(10)
+        said.append("request ends")
+        slot[0] = IDLE
+
+    def wait() -> None:
+        traffic.wait_past()
+        said.append("waited")
+
+    thread = in_thread(request)
+    entered.wait(10)
+    waiting = in_thread(wait)
+    time.sleep(0.02)
+    traffic.enter()[0] = IDLE
+    said.append("another ended")
+    leave.set()
+    thread.join(10)
+    waiting.join(10)
+    assert said == ["another ended", "request ends", "waited"]

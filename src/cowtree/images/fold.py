@@ -167,7 +167,7 @@ def run(chain: Chain, fold: Fold, tally: Tally, begin: int = 0, mark: Callable[[
         writer.prepare_growth(fold.size_bytes)
     unmarked_bytes = 0
     for span, cost in zip(spans, costs, strict=True):
-        for part in _parts(span, cost.moved_bytes):
+        for part in parts(span, cost.moved_bytes):
             before = tally.moved_bytes
             writer.put(fold.wish(writer.chain, part), *part)
             unmarked_bytes += tally.moved_bytes - before
@@ -200,7 +200,7 @@ def _shrink(writer: LayerWriter, fold: Fold) -> LayerWriter:
     return LayerWriter(chain, fold.target, writer.monitor)
 
 
-def _parts(span: Span, moved_bytes: int) -> Iterator[Span]:
+def parts(span: Span, moved_bytes: int) -> Iterator[Span]:
     """Cut a window where much is moved into parts of about `MARK_BYTES`."""
     start, stop = span
     step = round_up(-(-(stop - start) // max(1, -(-moved_bytes // MARK_BYTES))), ALIGNMENT_BYTES)

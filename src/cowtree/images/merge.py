@@ -65,7 +65,7 @@ def commit(
     with ExitStack() as stack:
         chain = _open(files, stack, path, image_format)
         index = _find_base(files, chain, into.base)
-        _refuse_unproven(files, chain.layers[: index + 1], into.permit)
+        refuse_unproven(files, chain.layers[: index + 1], into.permit)
         chain = open_for_writing(files, stack, chain, index)
         is_emptied = into.empties_top and index == 1 and not into.overlays
         if is_emptied:
@@ -86,7 +86,7 @@ def _open(files: FileSystem, stack: ExitStack, path: str, image_format: str | No
     return chain
 
 
-def _refuse_unproven(files: FileSystem, group: Sequence[gate.Layer], permit: Permit) -> None:
+def refuse_unproven(files: FileSystem, group: Sequence[gate.Layer], permit: Permit) -> None:
     """Refuse a merge of these layers into the last one unless that is what is permitted. Raises: WrongUse."""
     for act in permit.acts:
         if act.target == act.name == act.group[-1] and len(act.group) == len(group):

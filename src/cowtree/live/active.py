@@ -14,6 +14,7 @@ from cowtree.live.sight import Sight
 from cowtree.plan.put import is_raw_too
 from cowtree.qcow2 import tables
 from cowtree.qcow2.geometry import SUBCLUSTER_COUNT
+from cowtree.qcow2.image import Image
 
 PLACED_BYTES_MAX: Final = 4 << 20
 CLUSTERS_PER_ROUND: Final = 4096
@@ -58,6 +59,11 @@ class Active:
     def has_changes(self) -> bool:
         """Whether tables wait to be written."""
         return self._pending.has_changes
+
+    @property
+    def image(self) -> Image:
+        """The image as its file says."""
+        return self._pending.image
 
     def begin(self) -> None:
         """Set the dirty bit."""

@@ -13,20 +13,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
+from cowtree.chain.gate import Layer
 from cowtree.chain.view import Chain
-from cowtree.errors import RequestFailed
+from cowtree.errors import Refused, RequestFailed
 from cowtree.execute.writer import refuse_plain_data
 from cowtree.live import bitmaps, status
 from cowtree.live import map as guest_map
 from cowtree.live.active import Active
 from cowtree.live.bitmaps import Bitmaps
+from cowtree.live.claims import Claims
+from cowtree.live.layers import Layers
 from cowtree.live.pending import Pending
 from cowtree.live.sight import Sight
 from cowtree.live.tops import Flat, Top
 from cowtree.live.traffic import IDLE, Traffic
 from cowtree.nbd import wire
 from cowtree.nbd.export import Blocks
-from cowtree.qcow2.image import refuse_what_we_cannot_write
+from cowtree.qcow2.image import Image, refuse_what_we_cannot_write
 from cowtree.units import SECTOR_BYTES
 
 FAST_BYTES_MAX: Final = 1 << 20
@@ -43,25 +46,39 @@ class Disk:
         self.size_bytes = chain.size_bytes
         self._traffic = Traffic()
         self._writing = threading.Lock()
-        self._has_begun = False
+        # Whether the image says that it is written, and whether something was that is not settled yet.
+        self._has_begun = self._has_written = False
         self._is_closed = False
+        self.claims = Claims()
         self._sight = Sight(chain)
-        image = chain.images[0]
-        self._bitmaps = None if image is None else Bitmaps(chain.top, image)
-        self._notes = self._bitmaps.note if self._bitmaps and self._bitmaps.are_recording else None
-        self._top = None if is_read_only else self._open_top(chain)
-        self._unit_bytes = SECTOR_BYTES if chain.top.is_encrypted else 1
+        self._top: Top | None = None
+        self._take_top()
 
-    def _open_top(self, chain: Chain) -> Top:
+    def _take_top(self) -> None:
+        """Begin to serve with the layer that is on top now. Raises: Refused, MarkedCorrupt, BrokenTable, Locked."""
+        chain = self.layers.chain
+        layer, image = chain.top, chain.images[0]
+        self._bitmaps = None if image is None else Bitmaps(layer, image)
+        self._notes = self._bitmaps.note if self._bitmaps and self._bitmaps.are_recording else None
+        self._unit_bytes = SECTOR_BYTES if layer.is_encrypted else 1
+        self._has_begun = self._has_written = False
+        if not self.is_read_only:
+            self._top = self._open_top(layer, image, has_backing=len(chain.layers) > 1)
+
+    def _open_top(self, layer: Layer, image: Image | None, *, has_backing: bool) -> Top:
         """What writes to the top. Raises: Refused, MarkedCorrupt, BrokenTable, Locked."""
-        layer, image = chain.layers[0], chain.images[0]
         refuse_plain_data(layer)
         if image is None or self._bitmaps is None:
             return Flat(self._sight, layer.file)
         refuse_what_we_cannot_write(image)
         pending = Pending(layer, image, self._traffic, self._sight.lock)
         self._sight.top = pending
-        return Active(self._sight, pending, self._bitmaps, has_backing=len(chain.layers) > 1)
+        return Active(self._sight, pending, self._bitmaps, has_backing=has_backing)
+
+    @property
+    def layers(self) -> Layers:
+        """Its layers; whoever changes them has drained the disk, and calls `changed` then."""
+        return self._sight.layers
 
     @property
     def blocks(self) -> Blocks:
@@ -110,7 +127,7 @@ class Disk:
                 raise RequestFailed(reason=f"{self.description} is not open for writing", errno=errno.EPERM)
             if not self._has_begun:
                 self._top.begin()
-                self._has_begun = True
+                self._has_begun = self._has_written = True
             yield self._top
 
     def write_zeroes(self, offset: int, length: int, *, may_trim: bool, is_fast: bool, is_durable: bool) -> None:
@@ -162,7 +179,7 @@ class Disk:
             slot[0] = IDLE
 
     def _flush(self) -> None:
-        if self._top is None or not self._has_begun:
+        if self._top is None or not self._has_written:
             return
         if not self._top.has_changes:
             self._top.sync()
@@ -174,7 +191,9 @@ class Disk:
         """What a context says of a range."""
         slot = self._traffic.enter()
         try:
-            if self._bitmaps is not None and context.startswith(bitmaps.DIRTY_BITMAP):
+            if context.startswith(bitmaps.DIRTY_BITMAP):
+                if self._bitmaps is None or context not in self._bitmaps.contexts:
+                    raise RequestFailed(reason=f"the layer on top has no {context}", errno=errno.EINVAL)
                 return self._bitmaps.status(context, offset, offset + length)
             find = status.allocation if context == wire.BASE_ALLOCATION else status.depth
             return find(self._sight, offset, offset + length)
@@ -187,16 +206,46 @@ class Disk:
         with self._traffic.drain():
             yield
 
+    def settle(self) -> None:
+        """Make all durable, and say in the image of the top that all is right, as when it is closed; the next write
+        begins anew. Only while it is drained. Raises: StorageFailed; then the disk goes on as before.
+        """
+        if self._is_closed or self._top is None:
+            raise Refused(
+                reason=f"{self.description} is not open for writing", hint="a disk that is served for writing"
+            )
+        self._has_begun = False
+        if self._has_written:
+            self._top.finish()
+        self._has_written = False
+        image, layer = self._top.image, self.layers.chain.top
+        if image is not None:
+            image = image._replace(file_size_bytes=layer.file.size_bytes)
+            self.layers.renew(self.layers.numbers[0], layer._replace(header=image.header), image)
+
+    def changed(self) -> None:
+        """Layers are other ones, or hold something else than before. Only while it is drained, after `settle`."""
+        self._take_top()
+        self._sight.forget()
+
+    def refresh(self) -> None:
+        """A layer below holds elsewhere what is seen of it: when this returns nobody looks any more where it was. Not
+        from within a request.
+        """
+        self._sight.forget()
+        self._traffic.wait_past()
+
     def close(self) -> None:
         """Make all durable, say in the image that all is right, and close every file. Raises: StorageFailed; then the
         image says that it was not closed well.
         """
+        self.claims.end()
         with self._traffic.drain(), self._writing:
             if self._is_closed:
                 return
             self._is_closed = True
             try:
-                if self._top is not None and self._has_begun:
+                if self._top is not None and self._has_written:
                     self._top.finish()
             finally:
                 self._sight.layers.close()

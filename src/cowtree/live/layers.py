@@ -8,10 +8,12 @@ from typing import Final
 import numpy as np
 
 from cowtree import extents as ex
+from cowtree.chain.gate import Layer
 from cowtree.chain.view import Chain
 from cowtree.execute.read import fetch
 from cowtree.live import map as guest_map
 from cowtree.live.map import Piece
+from cowtree.qcow2.image import Image
 from cowtree.storage.contract import Storage
 
 INFLATED_BYTES_MAX: Final = 16 << 20
@@ -21,21 +23,41 @@ class Layers:
     """The layers of one disk by their numbers."""
 
     def __init__(self, chain: Chain) -> None:
-        self.numbers = list(range(len(chain.layers)))
-        self.held = {
-            number: Chain((layer,), (image,))
-            for number, layer, image in zip(self.numbers, chain.layers, chain.images, strict=True)
-        }
+        self.numbers: list[int] = []
+        self.held: dict[int, Chain] = {}
         # Where guest data of each piece is read as it is, by its code; others take the long way.
         self.files: dict[int, Storage] = {}
-        for number, layer in zip(self.numbers, chain.layers, strict=True):
-            if layer.guest_cipher is None:
-                for is_own in (False, True):
-                    code = guest_map.code_of(number, ex.DATA, is_own=is_own)
-                    self.files[code] = layer.data_file
+        for number, layer, image in zip(range(len(chain.layers)), chain.layers, chain.images, strict=True):
+            self.numbers.append(number)
+            self._hold(number, layer, image)
+        self._next = len(self.numbers)
         self._inflated: OrderedDict[tuple[int, int], bytes] = OrderedDict()
         self._inflated_bytes = 0
         self._lock = threading.Lock()
+
+    def add(self, layer: Layer, image: Image | None) -> int:
+        """Put a layer on top. No request is under way while layers change. Returns: its number."""
+        number, self._next = self._next, self._next + 1
+        self.numbers.insert(0, number)
+        self._hold(number, layer, image)
+        return number
+
+    def _hold(self, number: int, layer: Layer, image: Image | None) -> None:
+        self.held[number] = Chain((layer,), (image,))
+        if layer.guest_cipher is None:
+            for is_own in (False, True):
+                self.files[guest_map.code_of(number, ex.DATA, is_own=is_own)] = layer.data_file
+
+    def renew(self, number: int, layer: Layer, image: Image | None) -> None:
+        """Know something else of a layer, whose files stay the same ones."""
+        self.held[number] = Chain((layer,), (image,))
+
+    def drop(self, number: int) -> Layer:
+        """Take a layer out. Returns: it, still open."""
+        self.numbers.remove(number)
+        for is_own in (False, True):
+            self.files.pop(guest_map.code_of(number, ex.DATA, is_own=is_own), None)
+        return self.held.pop(number).top
 
     @property
     def chain(self) -> Chain:

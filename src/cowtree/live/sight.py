@@ -9,11 +9,13 @@ from typing import Final, Protocol
 import numpy as np
 
 from cowtree import extents as ex
+from cowtree.chain.gate import Layer
 from cowtree.chain.view import Chain, resolve
 from cowtree.extents import Extents, Known, Ranges
 from cowtree.live import map as guest_map
 from cowtree.live.layers import Layers
 from cowtree.live.map import GuestMap, Piece, Window
+from cowtree.qcow2.image import Image
 
 UNITS_PER_WINDOW_BITS: Final = 13
 RAW_UNIT_BITS: Final = 16
@@ -52,8 +54,16 @@ class Sight:
         self.lock = threading.Lock()
         self.layers = Layers(_whole(chain))
         self.size_bytes = chain.size_bytes
-        self.map = GuestMap(self.size_bytes, _unit_bits(chain) + UNITS_PER_WINDOW_BITS)
+        self.map = self._empty_map()
         self.top: Held = top or Fixed(self.layers.chain)
+
+    def _empty_map(self) -> GuestMap:
+        return GuestMap(self.size_bytes, _unit_bits(self.layers.chain) + UNITS_PER_WINDOW_BITS)
+
+    def forget(self) -> None:
+        """Know nothing of the layers any more, nor what somebody is finding out at this moment."""
+        with self.lock:
+            self.map = self._empty_map()
 
     def find(self, offset: int) -> Piece:
         """The piece that holds a guest byte. Raises: StorageFailed, BrokenTable."""
@@ -90,29 +100,32 @@ class Sight:
     def _load(self, index: int) -> Window:
         start, stop = self.map.range_of(index)
         chain = self.layers.chain
-        lower = resolve(chain, start, stop, first=1) if len(chain.layers) > 1 else ex.empty()
         numbers = np.array(self.layers.numbers, np.int64)
         while True:
+            known = self.map
+            lower = resolve(chain, start, stop, first=1) if len(chain.layers) > 1 else ex.empty()
             self.top.prepare(start, stop)
             with self.lock:
                 held = self.top.held(start, stop)
-                if held is None:
+                if held is None or self.map is not known:
                     continue
                 seen = ex.over(held[0], lower)
                 window = guest_map.make_window(seen, held[1], numbers, (start, stop))
-                self.map.add(index, window)
+                known.add(index, window)
                 return window
 
 
 def _whole(chain: Chain) -> Chain:
     """The chain with raw layers of which nobody asks where they have holes: to read one is as quick as to know."""
-    layers = [
-        layer._replace(known=Known(ex.single(0, layer.size_bytes, ex.DATA), layer.size_bytes))
-        if image is None
-        else layer
-        for layer, image in zip(chain.layers, chain.images, strict=True)
-    ]
+    layers = [whole(*both) for both in zip(chain.layers, chain.images, strict=True)]
     return chain._replace(layers=tuple(layers))
+
+
+def whole(layer: Layer, image: Image | None) -> Layer:
+    """The same of one layer."""
+    if image is not None:
+        return layer
+    return layer._replace(known=Known(ex.single(0, layer.size_bytes, ex.DATA), layer.size_bytes))
 
 
 def _unit_bits(chain: Chain) -> int:

@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from cowtree.live.sight import Sight
+from cowtree.qcow2.image import Image
 from cowtree.storage.contract import Storage
 
 
@@ -38,12 +39,17 @@ class Top(Protocol):
     def finish(self) -> None:
         """The disk is closed: make all durable, and say so."""
 
+    @property
+    def image(self) -> Image | None:
+        """The image as its file says; None for raw."""
+
 
 class Flat:
     """A raw layer: a guest's byte lies at its own offset."""
 
     has_changes = False
     can_say_zero = True
+    image = None
 
     def __init__(self, sight: Sight, file: Storage) -> None:
         self._sight = sight

@@ -5,6 +5,7 @@ be used again when every request that began before has ended.
 """
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -64,6 +65,12 @@ class Traffic:
         own = self._own.slot
         with self._lock:
             return all(slot[0] == IDLE or slot[0] >= turn or slot is own for _, slot in self._slots)
+
+    def wait_past(self) -> None:
+        """Wait until every request has ended that has begun by now; new ones go on. Not from within a request."""
+        turn = self.let_go()
+        while not self.has_passed(turn):
+            time.sleep(POLL_S)
 
     @contextmanager
     def drain(self) -> Iterator[None]:

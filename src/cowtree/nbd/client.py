@@ -317,6 +317,10 @@ class NbdStorage:
         """The server alone knows, and does not tell."""
         return None
 
+    def relock(self, access: str) -> None:
+        """Let nobody write through it when others need not keep out; there are no locks over a connection."""
+        self._is_writable = self._is_writable and access in Access.WRITERS
+
     def prefetch(self, offset: int, length: int) -> None:
         """Do nothing: the server reads ahead as it likes."""
 

@@ -75,6 +75,12 @@ class Storage(Protocol):
         no lock.
         """
 
+    def relock(self, access: str) -> None:
+        """Hold the locks of another access from now on, with no moment between when others could come. With those of a
+        reader nobody writes through it any more; those of a writer let whoever opens it as COVERED write.
+        Raises: ImageLocked when others are in the way; then all is as before.
+        """
+
     def prefetch(self, offset: int, length: int) -> None:
         """Hint that the range is read soon. May do nothing; never fails."""
 
@@ -92,12 +98,15 @@ class Access:
     WRITE    reads and writes, and keeps all others out    (what qemu-img takes for writing)
     SHARED   reads, whatever others do (`-U`)
     PROBE    reads, whatever others do, and takes no lock for it: for a look at what somebody else may have open
+    COVERED  reads and writes, and takes no lock: another handle of the same holder has the writer's
     """
 
     READ = "read"
     WRITE = "write"
     SHARED = "shared"
     PROBE = "probe"
+    COVERED = "covered"
+    WRITERS = (WRITE, COVERED)
 
 
 class Use:

@@ -48,13 +48,13 @@ class LocalFiles:
 
     def open(self, path: str, access: str) -> Storage:
         """Open a file that is there, under the locks of this access."""
-        flags = os.O_RDWR if access == Access.WRITE else os.O_RDONLY
+        flags = os.O_RDWR if access in Access.WRITERS else os.O_RDONLY
         for _ in range(_OPENING_COUNT_MAX):
             with _missing(path):
                 _refuse_odd_kind(path, os.stat(path).st_mode)
                 # What became a pipe since must not keep us waiting.
                 descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
-            file = LocalFile(path, descriptor, is_writable=access == Access.WRITE)
+            file = LocalFile(path, descriptor, is_writable=access in Access.WRITERS)
             if file.take_over(access):
                 return file
         raise MissingImage(path=path, reason="it is replaced again and again", errno=errno.EAGAIN)
@@ -151,6 +151,7 @@ class LocalFile:
         self._descriptor = descriptor
         self._direct = _UNOPENED
         self._is_writable = is_writable
+        self._access = Access.PROBE
         self._broken_flush: StorageFailed | None = None
 
     def take_over(self, access: str) -> bool:
@@ -162,6 +163,7 @@ class LocalFile:
                 mine = os.fstat(self._descriptor)
                 _refuse_odd_kind(self.path, mine.st_mode)
                 locks.acquire(self._descriptor, self.path, access)
+                self._access = access
             if access != Access.WRITE or _is_same(mine, self.path):
                 return True
         except BaseException:
@@ -325,6 +327,13 @@ class LocalFile:
         """What others do with it."""
         with _failing(self.path, "read"):
             return locks.probe(self._descriptor)
+
+    def relock(self, access: str) -> None:
+        """Hold the locks of another access."""
+        with _failing(self.path, "lock"):
+            locks.change(self._descriptor, self.path, self._access, access)
+        self._access = access
+        self._is_writable = self._is_writable and access in Access.WRITERS
 
     def prefetch(self, offset: int, length: int) -> None:
         """Ask the system to read the range ahead."""

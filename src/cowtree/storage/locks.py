@@ -49,6 +49,7 @@ PERMISSIONS = {
     Access.WRITE: Permissions((0, 1, 3), (1, 3)),
     Access.SHARED: Permissions((0,), ()),
     Access.PROBE: Permissions((), ()),
+    Access.COVERED: Permissions((), ()),
 }
 
 
@@ -93,6 +94,24 @@ def _try(descriptor: int, access: str) -> str | None:
     if conflict is not None:
         _release(descriptor, held)
     return conflict
+
+
+def change(descriptor: int, path: str, before: str, after: str) -> None:
+    """Take the locks of another access, then give back those of the old one that it does not need.
+    Raises: ImageLocked when others are in the way; then the locks are as before.
+    """
+    old, new = (set(PERMISSIONS[access].held_bytes) for access in (before, after))
+    try:
+        conflict = next((f"byte {byte}" for byte in new - old if not _set(descriptor, fcntl.F_RDLCK, byte)), None)
+        if conflict is None and new - old:
+            conflict = find_conflict(after, lambda byte: _is_held(descriptor, byte))
+        _release(descriptor, list(old - new if conflict is None else new - old))
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return
+    if conflict is not None:
+        raise ImageLocked(path=path, what=conflict)
 
 
 def find_use(is_held: Callable[[int, int], bool]) -> str | None:

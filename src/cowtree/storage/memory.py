@@ -274,6 +274,7 @@ class MemoryFile:
         conflict = locks.find_conflict(access, held.__contains__)
         if conflict is not None:
             raise ImageLocked(path=path, what=conflict)
+        self._is_writable = access in Access.WRITERS
         node.holders.append(self)
 
     @property
@@ -294,23 +295,23 @@ class MemoryFile:
 
     def pwrite(self, offset: int, data: Bytes) -> None:
         """Write all of `data`."""
-        self._refuse("write", offset, 0, Access.WRITE)
+        self._refuse("write", offset, 0, is_change=True)
         self._node.pages.write(offset, data)
 
     def write_zeroes(self, offset: int, length: int) -> None:
         """Make a hole."""
-        self._refuse("write", offset, length, Access.WRITE)
+        self._refuse("write", offset, length, is_change=True)
         self._node.pages.zero(offset, length)
 
     def allocate(self, offset: int, length: int) -> None:
         """Make it long enough; memory is taken when something is written."""
-        self._refuse("allocate", offset, length, Access.WRITE)
+        self._refuse("allocate", offset, length, is_change=True)
         if length:
             self._node.pages.truncate(max(self.size_bytes, offset + length))
 
     def truncate(self, size_bytes: int) -> None:
         """Set where it ends."""
-        self._refuse("truncate", size_bytes, 0, Access.WRITE)
+        self._refuse("truncate", size_bytes, 0, is_change=True)
         self._node.pages.truncate(size_bytes)
 
     def extents(self, offset: int, length: int) -> Iterator[Span]:
@@ -329,7 +330,7 @@ class MemoryFile:
 
     def clone(self, source: Storage, source_offset: int, offset: int, length: int) -> bool:
         """Share pages."""
-        self._refuse("clone", offset, length, Access.WRITE)
+        self._refuse("clone", offset, length, is_change=True)
         origin, start = source.place(source_offset, length) or (None, 0)
         if not isinstance(origin, MemoryFile) or (start | offset | length) % PAGE_BYTES:
             return False
@@ -344,6 +345,16 @@ class MemoryFile:
         held = {byte for each in others for byte in locks.PERMISSIONS[each.access].held_bytes}
         return locks.find_use(lambda start, count: not held.isdisjoint(range(start, start + count)))
 
+    def relock(self, access: str) -> None:
+        """Hold the locks of another access."""
+        others = [each for each in self._node.holders if each is not self]
+        held = {byte for each in others for byte in locks.PERMISSIONS[each.access].held_bytes}
+        conflict = locks.find_conflict(access, held.__contains__)
+        if conflict is not None:
+            raise ImageLocked(path=self.path, what=conflict)
+        self.access = access
+        self._is_writable = self._is_writable and access in Access.WRITERS
+
     def prefetch(self, offset: int, length: int) -> None:
         """Do nothing: it is all here."""
 
@@ -356,9 +367,9 @@ class MemoryFile:
         if self in self._node.holders:
             self._node.holders.remove(self)
 
-    def _refuse(self, action: str, offset: int, length: int, access: str | None = None) -> None:
+    def _refuse(self, action: str, offset: int, length: int, *, is_change: bool = False) -> None:
         """Refuse what a local file would: a closed file, a file that is open for reading, a negative number."""
-        if self not in self._node.holders or access not in (None, self.access):
+        if self not in self._node.holders or (is_change and not self._is_writable):
             raise StorageFailed(path=self.path, action=action, reason=os.strerror(errno.EBADF), errno=errno.EBADF)
         if offset < 0 or length < 0:
             raise StorageFailed(path=self.path, action=action, reason=os.strerror(errno.EINVAL), errno=errno.EINVAL)

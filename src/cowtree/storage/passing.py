@@ -121,6 +121,10 @@ class PassingFile:
         """What others do with it."""
         return self.inner.use()
 
+    def relock(self, access: str) -> None:
+        """Hold the locks of another access."""
+        self.inner.relock(access)
+
     def prefetch(self, offset: int, length: int) -> None:
         """Pass the hint on."""
         self.inner.prefetch(offset, length)
