@@ -99,6 +99,7 @@ def test_an_internal_snapshot_that_nobody_knows_of_is_not_touched(lab):
     assert "first" in snapshot_views(LocalFiles(), lab.sources()["vdc"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_disk_only", [True, False], ids=["external", "internal"])
 def test_a_snapshot_that_is_killed_anywhere_is_there_whole_or_not_at_all(lab, tmp_path, monkeypatch, is_disk_only):
     before, names = lab.view().disks, lab.names()

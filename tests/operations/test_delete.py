@@ -219,7 +219,7 @@ def test_forgetting_leaves_all_files(lab):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "disk_count"), [("one", 2), ("two", 1)])
+@pytest.mark.parametrize(("name", "disk_count"), [("one", 3), ("two", 1)])
 def test_stopped_anywhere_the_next_command_completes_it(tmp_path, monkeypatch, name, disk_count):
     lab = Lab(tmp_path / "lab", disk_count=disk_count)
     for each in ("one", "two", "three"):

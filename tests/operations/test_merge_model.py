@@ -1,5 +1,7 @@
 """Random lives of a guest whose snapshots are deleted and layers merged: what is shown stays, or is noted as lost."""
 
+import pytest
+
 from cowtree.catalog import domains, snapshots
 from cowtree.domain.moment import DiskRequest
 from cowtree.errors import Refused, WrongUse
@@ -117,6 +119,7 @@ class Merging(Life):
         assert not [name for name in self.lab.names() if ".cowtree" in name]
 
 
+@pytest.mark.slow
 def test_a_random_life_with_merges_is_what_the_model_says(tmp_path, seed):
     life = Merging(tmp_path / "lab", seed)
     for _ in range(STEP_COUNT):

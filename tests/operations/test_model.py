@@ -5,6 +5,8 @@ should, and no file is there without a reason.
 import random
 from pathlib import Path
 
+import pytest
+
 from cowtree.catalog import domains, snapshots
 from cowtree.chain.view import open_chain, through_snapshot
 from cowtree.domain.moment import DiskRequest
@@ -102,6 +104,7 @@ class Life:
         return guest_view(LocalFiles(), held.source, held.format)
 
 
+@pytest.mark.slow
 def test_a_random_life_is_what_the_model_says(tmp_path, seed):
     life = Life(tmp_path / "lab", seed)
     for _ in range(STEP_COUNT):

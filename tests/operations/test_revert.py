@@ -141,8 +141,10 @@ def test_what_is_gone_is_not_guessed(lab):
         lab.revert("first")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["first", "first-tip", "inner", "copied"])
-def test_reverting_that_is_killed_anywhere_is_done_or_not(lab, tmp_path, monkeypatch, to):
+def test_reverting_that_is_killed_anywhere_is_done_or_not(tmp_path, monkeypatch, to):
+    lab = Lab(tmp_path / "lab", disk_count=3)
     begin = {"first": start_first, "first-tip": start_tip, "inner": start_inner, "copied": start_copied}[to]
     name = begin(lab)
     before = lab.view()

@@ -15,6 +15,9 @@ import pytest
 
 from tests.qemu import assert_clean, qemu_img, qemu_io
 
+# Each of these takes a second or more.
+pytestmark = pytest.mark.slow
+
 FOLDERS: Final = ("/export/vmimages", "/var/lib/libvirt/images")
 DISK_BYTES: Final = 8 << 20
 BLOCK_BYTES: Final = 4096
