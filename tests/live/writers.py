@@ -16,7 +16,8 @@ from cowtree.chain.view import open_chain
 from cowtree.images.check import trusted
 from cowtree.live.disk import Disk
 from cowtree.nbd.export import Export
-from cowtree.nbd.server import Server, listen_on_path
+from cowtree.nbd.server import Server
+from cowtree.sockets import listen_on_path
 from cowtree.storage.contract import Access, FileSystem
 
 BLOCK_BYTES: Final = 4096

@@ -11,7 +11,8 @@ from typing import Any
 from cowtree.errors import StorageFailed
 from cowtree.nbd import wire
 from cowtree.nbd.export import Blocks
-from cowtree.nbd.server import Server, listen_on_path
+from cowtree.nbd.server import Server
+from cowtree.sockets import listen_on_path
 
 PAGE_BYTES = 4096
 MIB = 1 << 20

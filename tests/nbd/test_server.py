@@ -5,7 +5,6 @@ import os
 import random
 import resource
 import socket
-import stat
 import threading
 import time
 from contextlib import suppress
@@ -14,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from cowtree.errors import StorageFailed, WrongUse
 from cowtree.nbd import wire
-from cowtree.nbd.server import Limits, listen_on_path, listen_on_port
+from cowtree.nbd.server import Limits
+from cowtree.sockets import listen_on_port
 from tests.nbd.ram import MIB, Ram, Shelf, serving, wait_until
 from tests.qemu import qemu_img, run, run_well
 
@@ -298,33 +297,6 @@ def test_a_server_listens_in_several_places(path, tmp_path):
         assert found["exports"][0]["export-size"] == MIB
         with Client(path).opened() as client:
             assert client.read(0, 512) == bytes(512)
-
-
-def test_a_socket_is_for_its_owner_alone(path):
-    listener = listen_on_path(str(path))
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    listener.close()
-
-
-def test_a_place_that_cannot_be_had_is_told_with_its_name(path, tmp_path):
-    path.touch()
-    for wrong in (path, tmp_path / "none" / "s", Path("/" + "x" * 200)):
-        with pytest.raises(StorageFailed) as caught:
-            listen_on_path(str(wrong))
-        assert caught.value.facts["path"] == str(wrong)
-    listener = listen_on_port("127.0.0.1", 0)
-    port = listener.getsockname()[1]
-    with pytest.raises(StorageFailed, match=f"127.0.0.1:{port}: listening failed"):
-        listen_on_port("127.0.0.1", port)
-    listener.close()
-    with pytest.raises(StorageFailed):
-        listen_on_port("127.0.0.1", 1 << 20)
-
-
-@pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.0.2.1", ""])
-def test_what_can_be_reached_from_elsewhere_needs_tls(address: str):
-    with pytest.raises(WrongUse, match="needs TLS"):
-        listen_on_port(address, 0)
 
 
 def test_a_server_without_descriptors_waits_until_there_are_some(path):

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 
 from cowtree.errors import WrongUse
 from cowtree.nbd import tls, wire
-from cowtree.nbd.server import listen_on_port
+from cowtree.sockets import listen_on_port
 from tests.nbd.certificates import make_folder
 from tests.nbd.ram import MIB, Ram, Shelf, serving, wait_until
 from tests.qemu import run, run_well

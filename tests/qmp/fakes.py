@@ -8,8 +8,9 @@ from typing import Any
 
 from cowtree.errors import StorageFailed
 from cowtree.qmp.schema import COMMANDS
-from cowtree.qmp.server import LIMITS, Limits, Server, listen_on_path
+from cowtree.qmp.server import LIMITS, Limits, Server
 from cowtree.qmp.wire import DEVICE_NOT_ACTIVE, CommandFailed
+from cowtree.sockets import listen_on_path
 
 
 class Fake:

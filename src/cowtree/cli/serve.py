@@ -136,7 +136,7 @@ def _without_bitmaps(chain: "Chain") -> "Chain":
 @contextmanager
 def _listening(arguments: argparse.Namespace) -> "Iterator[tuple[socket.socket, str]]":
     """A socket that listens, and its address for clients; the name of a unix socket is taken away at the end."""
-    from cowtree.nbd.server import listen_on_path, listen_on_port  # noqa: PLC0415
+    from cowtree.sockets import listen_on_path, listen_on_port  # noqa: PLC0415
 
     name, path = quote(arguments.name), arguments.socket
     if path is None:

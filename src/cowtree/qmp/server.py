@@ -4,8 +4,6 @@ Commands of all clients are carried out one at a time. A client that does not re
 one that does not read its events is let go, and nobody else waits for it.
 """
 
-import errno
-import os
 import socket
 import threading
 import time
@@ -14,19 +12,12 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from cowtree.errors import StorageFailed
 from cowtree.qmp import wire
 from cowtree.qmp.session import Handler, Session
 from cowtree.qmp.wire import Json
+from cowtree.sockets import Reception, Tell
 
-BACKLOG: Final = 16
-SOCKET_MODE: Final = 0o600
 _RECEIVE_BYTES: Final = 1 << 16
-# What an accept may say though the next one may succeed; and how long to wait for that.
-PASSING_ERRORS: Final = (errno.ECONNABORTED, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EPROTO)
-RETRY_S: Final = 0.1
-
-Tell = Callable[[str], None]
 
 
 class Limits(NamedTuple):
@@ -111,6 +102,11 @@ class _Connection:
         with suppress(OSError):
             self.peer.shutdown(socket.SHUT_RDWR)
 
+    def close(self) -> None:
+        """End it, and give the descriptor back."""
+        self.end()
+        self.peer.close()
+
 
 class _OneAtATime:
     """A handler that several threads may ask."""
@@ -142,27 +138,25 @@ class Server:
         self._limits = limits
         self._tell = tell
         self._clock_ns = clock_ns
-        self._lock = threading.Lock()
         # Events have one order, which is the same for all.
         self._order = threading.Lock()
-        self._listeners: list[socket.socket] = []
-        self._connections: set[_Connection] = set()
-        self._threads: set[threading.Thread] = set()
-        self._is_stopping = False
+        count_max = limits.connection_count_max
+        self._reception = Reception(self._welcome, self._converse, count_max=count_max, kind="monitors", tell=tell)
+
+    def _welcome(self, peer: socket.socket) -> _Connection:
+        return _Connection(peer, Session(self._handler), self._limits)
 
     def listen(self, listener: socket.socket) -> None:
         """Serve whoever connects to a socket that listens, from now on."""
-        with self._lock:
-            self._listeners.append(listener)
-        self._start(self._accept, listener)
+        self._reception.listen(listener)
 
     def send_event(self, name: str, data: Mapping[str, Json] | None = None) -> None:
         """Tell every client that hears events; waits for none."""
         with self._order:
             message = wire.event(name, data, self._clock_ns() // 1000)
-            with self._lock:
-                connections = [each for each in self._connections if each.session.hears_events]
-            for connection in connections:
+            for connection in self._reception.clients:
+                if not connection.session.hears_events:
+                    continue
                 if not connection.tell(message):
                     self._tell("a monitor does not read its events: it is let go")
                     connection.end()
@@ -170,78 +164,21 @@ class Server:
     @property
     def connection_count(self) -> int:
         """How many clients there are."""
-        return len(self._connections)
+        return len(self._reception.clients)
 
     def stop(self, wait_s: float = 5.0) -> None:
         """Take no more clients, send those that there are what waits for them, and let them go. Not for a handler to
         call, whose own answer is among what waits.
         """
-        with self._lock:
-            self._is_stopping = True
-            listeners, connections = list(self._listeners), list(self._connections)
-        for listener in listeners:
-            with suppress(OSError):
-                listener.shutdown(socket.SHUT_RDWR)
+        connections = self._reception.close_doors()
         for connection in connections:
             connection.stop_reading()
         end_s = time.monotonic() + wait_s
-        self._join(time.monotonic() + wait_s / 2)
+        self._reception.wait_until_empty(end_s - wait_s / 2)
         for connection in connections:
             connection.end()
-        self._join(end_s)
-        for listener in listeners:
-            listener.close()
-
-    def _join(self, end_s: float) -> None:
-        for thread in list(self._threads):
-            thread.join(max(end_s - time.monotonic(), 0))
-
-    def _start(self, act: Callable[..., None], *values: object) -> None:
-        """Do something in a thread of its own. Raises: RuntimeError when there can be no more threads."""
-
-        def run() -> None:
-            try:
-                act(*values)
-            finally:
-                with self._lock:
-                    self._threads.discard(threading.current_thread())
-
-        thread = threading.Thread(target=run, daemon=True)
-        # Whoever waits for the threads never meets one that has not begun.
-        with self._lock:
-            thread.start()
-            self._threads.add(thread)
-
-    def _accept(self, listener: socket.socket) -> None:
-        while not self._is_stopping:
-            try:
-                peer, _ = listener.accept()
-            except OSError as error:
-                if self._is_stopping or error.errno not in PASSING_ERRORS:
-                    return
-                # Descriptors come free when somebody goes.
-                time.sleep(RETRY_S)
-                continue
-            connection = _Connection(peer, Session(self._handler), self._limits)
-            with self._lock:
-                is_taken = len(self._connections) < self._limits.connection_count_max and not self._is_stopping
-                if is_taken:
-                    self._connections.add(connection)
-            if not is_taken:
-                self._tell(f"there are {self._limits.connection_count_max} monitors already: one more is refused")
-                peer.close()
-                continue
-            try:
-                self._start(self._converse, connection)
-            except RuntimeError as error:
-                self._tell(str(error))
-                self._forget(connection)
-
-    def _forget(self, connection: _Connection) -> None:
-        connection.end()
-        connection.peer.close()
-        with self._lock:
-            self._connections.discard(connection)
+        self._reception.wait_until_empty(end_s)
+        self._reception.leave()
 
     def _converse(self, connection: _Connection) -> None:
         """All of one connection."""
@@ -250,7 +187,6 @@ class Server:
             writer.start()
         except RuntimeError as error:
             self._tell(str(error))
-            self._forget(connection)
             return
         is_whole = False
         try:
@@ -267,22 +203,3 @@ class Server:
             if not is_whole:
                 connection.end()
             writer.join()
-            self._forget(connection)
-
-
-def listen_on_path(path: str) -> socket.socket:
-    """A unix socket for nobody else. Raises: StorageFailed."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    # From the very beginning nobody else may connect.
-    before = os.umask(0o777 & ~SOCKET_MODE)
-    try:
-        listener.bind(path)
-        listener.listen(BACKLOG)
-    except (OSError, ValueError) as error:
-        listener.close()
-        code, reason = getattr(error, "errno", None), getattr(error, "strerror", None) or str(error)
-        hint = "another place, or end whoever listens there" if code == errno.EADDRINUSE else "another place to listen"
-        raise StorageFailed(path=path, action="listening", reason=reason, errno=code, hint=hint) from error
-    finally:
-        os.umask(before)
-    return listener
