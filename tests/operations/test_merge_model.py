@@ -121,10 +121,4 @@ class Merging(Life):
 
 @pytest.mark.slow
 def test_a_random_life_with_merges_is_what_the_model_says(tmp_path, seed):
-    life = Merging(tmp_path / "lab", seed)
-    for _ in range(STEP_COUNT):
-        life.step()
-        try:
-            life.verify()
-        except AssertionError as error:
-            raise AssertionError("\n".join(life.log)) from error
+    Merging(tmp_path / "lab", seed).live(STEP_COUNT)

@@ -29,6 +29,15 @@ class Life:
         self.count = 0
         self.log: list[str] = []
 
+    def live(self, step_count: int) -> None:
+        """Do so many things, and compare after each."""
+        for _ in range(step_count):
+            self.step()
+            try:
+                self.verify()
+            except AssertionError as error:
+                raise AssertionError("\n".join(self.log)) from error
+
     def step(self) -> None:
         """Do something, whatever."""
         acts = [self.write, self.write, self.take, self.revert]
@@ -106,10 +115,4 @@ class Life:
 
 @pytest.mark.slow
 def test_a_random_life_is_what_the_model_says(tmp_path, seed):
-    life = Life(tmp_path / "lab", seed)
-    for _ in range(STEP_COUNT):
-        life.step()
-        try:
-            life.verify()
-        except AssertionError as error:
-            raise AssertionError("\n".join(life.log)) from error
+    Life(tmp_path / "lab", seed).live(STEP_COUNT)

@@ -22,6 +22,18 @@ def make_chain(folder, capsys):
     return folder
 
 
+def make_pair(folder, capsys, size, *commands):
+    """The domain vm: base.qcow2 <- active.qcow2, each written to by one command of qemu-io."""
+    images = folder / "base.qcow2", folder / "active.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", images[0], size)
+    qemu_io(images[0], commands[0])
+    assert Ran(capsys, "adopt", "vm", str(images[0])).status == 0
+    words = ("--disk-only", "--diskspec", f"vda,file={images[1]}")
+    assert Ran(capsys, "snapshot-create-as", "vm", "s1", *words).status == 0
+    qemu_io(images[1], commands[1])
+    return folder
+
+
 def path(folder, name):
     """The whole name of a layer."""
     return str(folder / f"{name}.qcow2")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tests.cli.domain.chains import make_pair
 from tests.cli.running import Ran
 from tests.qemu import assert_clean, content, qemu_img, qemu_io
 
@@ -11,14 +12,7 @@ from tests.qemu import assert_clean, content, qemu_img, qemu_io
 @pytest.fixture
 def folder(tmp_path, capsys):
     """base.qcow2 <- active.qcow2, of the domain vm."""
-    base, active = tmp_path / "base.qcow2", tmp_path / "active.qcow2"
-    qemu_img("create", "-q", "-f", "qcow2", base, "4M")
-    qemu_io(base, "write -P 1 0 2M")
-    assert Ran(capsys, "adopt", "vm", str(base)).status == 0
-    words = ("--disk-only", "--diskspec", f"vda,file={active}")
-    assert Ran(capsys, "snapshot-create-as", "vm", "s1", *words).status == 0
-    qemu_io(active, "write -P 2 1M 2M")
-    return tmp_path
+    return make_pair(tmp_path, capsys, "4M", "write -P 1 0 2M", "write -P 2 1M 2M")
 
 
 def size_of(path):

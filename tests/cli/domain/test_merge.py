@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from tests.cli.domain.chains import NAMES, chain, make_chain, path
+from tests.cli.domain.chains import NAMES, chain, make_chain, make_pair, path
 from tests.cli.running import Ran
-from tests.qemu import assert_clean, content, qemu_img, qemu_io
+from tests.qemu import assert_clean, content
 
 
 @pytest.fixture
@@ -121,14 +121,7 @@ def begin_slow(*words):
 
 @pytest.fixture
 def large(tmp_path, capsys):
-    base, active = tmp_path / "base.qcow2", tmp_path / "active.qcow2"
-    qemu_img("create", "-q", "-f", "qcow2", base, "64M")
-    qemu_io(base, "write -P 1 0 48M")
-    assert Ran(capsys, "adopt", "vm", str(base)).status == 0
-    words = ("--disk-only", "--diskspec", f"vda,file={active}")
-    assert Ran(capsys, "snapshot-create-as", "vm", "s1", *words).status == 0
-    qemu_io(active, "write -P 2 8M 40M")
-    return tmp_path
+    return make_pair(tmp_path, capsys, "64M", "write -P 1 0 48M", "write -P 2 8M 40M")
 
 
 @pytest.mark.slow
